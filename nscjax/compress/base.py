@@ -1,0 +1,127 @@
+"""What a compressor is: `SideInfo`, `Compressor`, `Duplex`, and the compressor that does nothing.
+
+A compressor is a tuple of pure functions. State goes in and comes out as an ordinary value; the sender's (`enc`) and the
+receiver's (`dec`) are separate. A payload is a pytree of arrays with static metadata (`nscjax.layout`): nothing else crosses.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from nscjax import layout
+from nscjax.types import Array, Key, PyTree
+
+
+class SideInfo(NamedTuple):
+    """What both ends know about one message without sending it; every leaf may be traced.
+
+    Attributes:
+        key: PRNG key of this step and direction, from (seed, step), never from state.
+        budget_bytes: int32, the largest frame allowed, header included.
+        sample_ids: int32 [B], which training samples the batch holds; needed by per-sample feedback alone.
+        support: what the other direction's payload fixed (for example a top-k mask), or None.
+    """
+
+    key: Key
+    budget_bytes: Array | int
+    sample_ids: Array | None = None
+    support: Any = None
+
+
+class Init(Protocol):
+    """Makes the two states for a cut tensor of one shape and dtype."""
+
+    def __call__(self, key: Key, spec: jax.ShapeDtypeStruct) -> tuple[PyTree, PyTree]:
+        """Returns `(enc_state, dec_state)`, pytrees of arrays (possibly empty)."""
+
+
+class Compress(Protocol):
+    """Turns a cut tensor into a payload, at the sender."""
+
+    def __call__(self, x: Array, enc_state: PyTree, side: SideInfo) -> tuple[PyTree, PyTree]:
+        """Returns `(payload, enc_state)`. Never raises inside jit: what cannot be afforded has rank 0."""
+
+
+class Decompress(Protocol):
+    """Turns a payload back into a cut tensor, at the receiver."""
+
+    def __call__(self, payload: PyTree, dec_state: PyTree, side: SideInfo) -> tuple[Array, PyTree]:
+        """Returns `(x_hat, dec_state)`, with the shape and dtype of the compressed tensor."""
+
+
+class Compressor(NamedTuple):
+    """Pure functions that compress one direction of a cut.
+
+    Attributes:
+        init: `(key, spec) -> (enc_state, dec_state)`.
+        compress: `(x, enc_state, side) -> (payload, enc_state)`.
+        decompress: `(payload, dec_state, side) -> (x_hat, dec_state)`.
+        num_bytes: `(payload) -> int32`, the length of the frame that `nscjax.wire.encode` makes of it.
+        min_bytes: `(spec) -> int`, the smallest frame that carries anything.
+    """
+
+    init: Init
+    compress: Compress
+    decompress: Decompress
+    num_bytes: Callable[[PyTree], Array]
+    min_bytes: Callable[[jax.ShapeDtypeStruct], int]
+
+
+def share_nothing(up_payload: PyTree, side: SideInfo) -> SideInfo:
+    """Returns the downlink's side information as it is: most methods share nothing between the directions."""
+    del up_payload
+    return side
+
+
+class Duplex(NamedTuple):
+    """The two directions of a cut.
+
+    Attributes:
+        up: compressor of the activations, client to server.
+        down: compressor of their gradients, server to client.
+        share: `(up_payload, side) -> side` for the way down.
+        penalty: `(x, x_hat) -> scalar` added to the client's own loss, or None.
+    """
+
+    up: Compressor
+    down: Compressor
+    share: Callable[[PyTree, SideInfo], SideInfo] = share_nothing
+    penalty: Callable[[Array, Array], Array] | None = None
+
+
+@layout.payload(tag=1)
+class Dense:
+    """A tensor as it is.
+
+    Attributes:
+        values: the cut tensor, any shape and dtype that may cross.
+    """
+
+    values: Array = layout.array()
+
+    def problem(self, max_bytes: int) -> str | None:
+        """Returns what is wrong with a payload read from a frame's own header, or None."""
+        del max_bytes
+        return None
+
+
+def identity() -> Compressor:
+    """Returns the compressor that sends the tensor as it is, whatever the budget: the uncompressed rival."""
+
+    def init(key, spec):
+        del key, spec
+        return (), ()
+
+    def compress(x, enc_state, side):
+        del side
+        return Dense(values=x), enc_state
+
+    def decompress(payload, dec_state, side):
+        del side
+        return payload.values, dec_state
+
+    def min_bytes(spec):
+        return layout.frame_bytes(Dense(values=spec))
+
+    return Compressor(init, compress, decompress, layout.num_bytes, min_bytes)

@@ -1,0 +1,62 @@
+"""Settings that are fixed once, by measurement on a first tensor: the view, and the rank that the budget can reach."""
+
+from collections.abc import Callable
+
+import jax
+
+from nscjax import layout, measure
+from nscjax.compress import view as views
+from nscjax.compress.base import Compressor, SideInfo
+from nscjax.types import Array, Key
+
+MESSAGES = 4
+"""How often the tensor is sent to a cold compressor before it is judged: its warm basis has converged by then."""
+
+
+def calibrate(x: Array, build: Callable[[str], Compressor], budget_bytes: int, *, key: Key | None = None) -> str:
+    """Returns the name of the view in which `x` is sent with the least distortion.
+
+    Every view of the tensor's shape is tried with the compressor that `build` makes for it. This compiles a function a view and
+    is done once, outside jit; the sender does it on its own data and tells the other end the name.
+
+    Args:
+        x: a cut tensor, [B, D], [B, T, D] or [B, H, W, C].
+        build: from a view's name to a compressor.
+        budget_bytes: the largest frame allowed.
+        key: for the cold start; a fixed one by default.
+
+    Example:
+        >>> import jax, nscjax.compress as compress
+        >>> x = jax.random.normal(jax.random.key(0), (8, 16))
+        >>> compress.calibrate(x, lambda view: compress.nsc_sl(view=view), budget_bytes=500)
+        'B,D'
+    """
+    key = jax.random.key(0) if key is None else key
+    names = views.names(x.shape)
+    if len(names) == 1:
+        return names[0]
+    return min(names, key=lambda name: _distortion_when_warm(x, build(name), budget_bytes, key))
+
+
+def _distortion_when_warm(x, compressor, budget_bytes, key):
+    @jax.jit
+    def send(x, enc, side):
+        payload, enc = compressor.compress(x, enc, side)
+        return payload, enc
+
+    enc, dec = compressor.init(key, jax.ShapeDtypeStruct(x.shape, x.dtype))
+    side = SideInfo(key=key, budget_bytes=budget_bytes)
+    for _ in range(MESSAGES):
+        payload, enc = send(x, enc, side)
+    return float(measure.distortion(x, compressor.decompress(payload, dec, side)[0]))
+
+
+def reachable_rank(compressor: Compressor, spec: jax.ShapeDtypeStruct, budget_bytes: int) -> int:
+    """Returns the most components of a ranked `compressor` whose frame fits `budget_bytes`, at least 1.
+
+    A `max_rank` above it only costs time: the factorisation would compute components that can never be sent.
+    """
+    enc, _ = jax.eval_shape(compressor.init, jax.random.key(0), spec)
+    side = SideInfo(key=jax.random.key(0), budget_bytes=budget_bytes)
+    payload, _ = jax.eval_shape(compressor.compress, spec, enc, side)
+    return max(1, int(layout.affordable_rank(payload, budget_bytes)))

@@ -1,0 +1,210 @@
+"""Low-rank compression: alternating orthogonal iteration, quantised factors, in-step error compensation.
+
+The matrix view M [m, n] of the cut tensor is sent as `rank` components, M ~ left.T @ diag(scale) @ right, both factors in 16, 8
+or 4 bits. Three ideas make that good and cheap:
+
+- the right basis is warm: it comes from the message before, so that one iteration (two products with M) is enough;
+- the components are ordered by energy, so that a rank rule can cut them anywhere, inside jit;
+- the second factor is fitted by least squares to the first one *as quantised*, so that the error of the first is made good
+  (the error-compensated factorisation of NSC-SL, arXiv 2602.02696; the concrete form is ours).
+"""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nscjax import check, layout, linalg
+from nscjax.compress import view as views
+from nscjax.compress.base import Compressor
+from nscjax.compress.quantise import BITS, levels, pack, packed_dtype, packed_width, quantise_rows, unpack
+from nscjax.compress.rank import RankRule
+from nscjax.types import Array, Shape
+
+OVERSAMPLE = 8
+"""Columns of the warm basis beyond `max_rank`: they let the last sent components converge (see `benchmarks/factorise.py`)."""
+
+
+@layout.payload(tag=2)
+class LowRank:
+    """Quantised factors of a cut tensor's matrix view.
+
+    Attributes:
+        rank: int32 scalar, how many components are sent.
+        scale: float32 [max_rank], the length of each component.
+        left: packed codes [max_rank, width of m], uint8 or float16.
+        right: packed codes [max_rank, width of n], uint8 or float16.
+        shape: the cut tensor's shape.
+        dtype: its dtype's code in `layout.DTYPES`.
+        view: the view's name.
+        bits: bits of a code.
+    """
+
+    rank: Array = layout.array()
+    scale: Array = layout.ranked()
+    left: Array = layout.ranked()
+    right: Array = layout.ranked()
+    shape: Shape = layout.static()
+    dtype: int = layout.static()
+    view: str = layout.static()
+    bits: int = layout.static()
+
+    def problem(self, max_bytes: int) -> str | None:
+        """Returns what is wrong with a payload read from a frame's own header, or None."""
+        if not (isinstance(self.shape, tuple) and all(isinstance(size, int) and size > 0 for size in self.shape)):
+            return f"its shape is {self.shape!r}"
+        if len(self.shape) not in views.VIEWS or self.view not in views.VIEWS[len(self.shape)]:
+            return f"its shape {self.shape} has no view {self.view!r}"
+        if self.bits not in BITS or self.dtype not in range(len(layout.DTYPES)):
+            return f"it has {self.bits!r} bits and dtype code {self.dtype!r}"
+        if 4 * math.prod(self.shape) > max_bytes:
+            return f"its tensor has {4 * math.prod(self.shape)} bytes; allowed: {max_bytes}"
+        expected = _empty(self.shape, layout.DTYPES[self.dtype], self.view, self.bits, self.scale.shape[0])
+        return None if self == expected else f"its arrays are {self}; expected {expected}"
+
+
+class LowRankState(NamedTuple):
+    """What the sender carries from message to message.
+
+    Attributes:
+        right: float32 [k, n], orthonormal rows: the warm basis, `max_rank` rows and some oversampling.
+    """
+
+    right: Array
+
+
+def low_rank(
+    rank_rule: RankRule,
+    *,
+    max_rank: int,
+    factor_bits: int,
+    iterations: int = 1,
+    view: str = "auto",
+    refits: int = 1,
+    oversample: int = OVERSAMPLE,
+) -> Compressor:
+    """Returns a compressor that sends a low-rank factorisation; its frames decode alone, with no receiver state.
+
+    Args:
+        rank_rule: how many components to send, see `nscjax.compress.rank`.
+        max_rank: the most components, >= 1; clipped to min(m, n).
+        factor_bits: 4, 8 or 16.
+        iterations: alternating orthogonal iterations a message, >= 1.
+        view: a view's name or "auto", see `nscjax.compress.view`.
+        refits: how often a factor is fitted anew to the other as quantised: 0 leaves out the error compensation,
+            1 fits the right factor, every further pair fits left and right once more.
+        oversample: rows of the basis beyond `max_rank`, >= 0.
+
+    Raises:
+        InputError: an argument out of range, or a tensor that has no such view (when tracing).
+    """
+    for name, value, least in (
+        ("max_rank", max_rank, 1),
+        ("iterations", iterations, 1),
+        ("refits", refits, 0),
+    ):
+        check.at_least(name, value, least)
+    packed_dtype(factor_bits)
+
+    def empty(spec: jax.ShapeDtypeStruct) -> LowRank:
+        name = views.resolve(view, spec.shape)
+        top = min(max_rank, *views.matrix_shape(name, spec.shape))
+        return _empty(tuple(spec.shape), str(spec.dtype), name, factor_bits, top)
+
+    def init(key, spec):
+        m, n = views.matrix_shape(empty(spec).view, spec.shape)
+        width = min(max_rank + oversample, m, n)
+        return LowRankState(linalg.orthonormal_rows(jax.random.normal(key, (width, n)), key)), ()
+
+    def compress(x, enc_state, side):
+        template = empty(x)
+        top = template.scale.shape[0]
+        matrix = views.matricise(x, template.view)
+        left, energies = linalg.subspace_iteration(matrix, enc_state.right, side.key, iterations)
+        affordable = jnp.minimum(layout.affordable_rank(template, side.budget_bytes), top)
+        rank = rank_rule(energies[:top], linalg.energy(matrix), affordable)
+        factors, images = _quantised_factors(matrix, left, rank, top, factor_bits, refits)
+        payload = dataclasses.replace(template, rank=rank, **factors)
+        return payload, LowRankState(linalg.orthonormal_rows(images, side.key))
+
+    def min_bytes(spec):
+        return layout.frame_bytes(empty(spec), rank=1)
+
+    return Compressor(init, compress, decompress, layout.num_bytes, min_bytes)
+
+
+def decompress(payload: LowRank, dec_state: tuple, side) -> tuple[Array, tuple]:
+    """Returns `(x_hat, dec_state)`: a `LowRank` payload carries all that is needed. Rank 0 gives zeros."""
+    del side
+    spec = jax.ShapeDtypeStruct(payload.shape, layout.DTYPES[payload.dtype])
+    m, n = views.matrix_shape(payload.view, payload.shape)
+    left = levels(unpack(payload.left, payload.bits, m), payload.bits)
+    right = levels(unpack(payload.right, payload.bits, n), payload.bits)
+    is_sent = jnp.arange(payload.scale.shape[0]) < payload.rank
+    scale = jnp.where(is_sent, payload.scale, 0.0)
+    return views.tensorise((left * scale[:, None]).T @ right, payload.view, spec), dec_state
+
+
+def _empty(shape: Shape, dtype: str, view: str, bits: int, top: int) -> LowRank:
+    """Returns the payload's layout: `jax.ShapeDtypeStruct`s in the place of arrays."""
+    m, n = views.matrix_shape(view, shape)
+    return LowRank(
+        rank=jax.ShapeDtypeStruct((), jnp.int32),
+        scale=jax.ShapeDtypeStruct((top,), jnp.float32),
+        left=jax.ShapeDtypeStruct((top, packed_width(m, bits)), packed_dtype(bits)),
+        right=jax.ShapeDtypeStruct((top, packed_width(n, bits)), packed_dtype(bits)),
+        shape=shape,
+        dtype=layout.DTYPES.index(dtype),
+        view=view,
+        bits=bits,
+    )
+
+
+def _quantised_factors(matrix, left, rank, top, bits, refits):
+    """Returns the payload's arrays, and the images left @ matrix [k, n] that make the next warm basis.
+
+    Alternately one factor is fitted to the other as quantised, G = Lq Lq.T, R = G^-1 Lq M, and quantised in its turn.
+    Rows beyond the rank are carried along unquantised: they cost nothing extra and keep the basis whole.
+    """
+    is_sent = jnp.arange(top) < rank
+    left_codes, left_values, left_scale = _quantised(left[:top], is_sent, bits)
+    sent_left = left_values if refits else left[:top]
+    images = linalg.right_product(matrix, left.at[:top].set(jnp.where(is_sent[:, None], sent_left, left[:top])))
+    right = _least_squares(left_values, images[:top], is_sent) if refits else images[:top]
+    right_codes, right_values, right_scale = _quantised(right, is_sent, bits)
+    for _ in range(refits - 1):
+        left_images = linalg.left_product(matrix, right_values)
+        left_codes, left_values, left_scale = _quantised(
+            _least_squares(right_values, left_images, is_sent), is_sent, bits
+        )
+        right_images = linalg.right_product(matrix, left_values)
+        right_codes, right_values, right_scale = _quantised(
+            _least_squares(left_values, right_images, is_sent), is_sent, bits
+        )
+    arrays = {
+        "scale": left_scale * right_scale,
+        "left": pack(left_codes, bits),
+        "right": pack(right_codes, bits),
+    }
+    return arrays, images
+
+
+def _quantised(rows, is_sent, bits):
+    """Returns (codes, values, scale) of the rows; those that are not sent are zero."""
+    rows = jnp.where(is_sent[:, None], rows, 0.0)
+    codes, scale = quantise_rows(rows, bits)
+    return codes, levels(codes, bits) * scale[:, None], scale
+
+
+def _least_squares(basis_km, images_kn, is_sent):
+    """Returns G^-1 images with G = basis basis.T over the rows sent, scaled to a unit diagonal and slightly regularised."""
+    gram = basis_km @ basis_km.T
+    lengths = jnp.sqrt(jnp.diagonal(gram))
+    is_used = is_sent & (lengths > 0)
+    inverse_lengths = jnp.where(is_used, 1.0 / jnp.where(is_used, lengths, 1.0), 0.0)
+    identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
+    unit_gram = gram * inverse_lengths[:, None] * inverse_lengths + jnp.where(is_used, 1e-6, 1.0) * identity
+    solution = jax.scipy.linalg.solve(unit_gram, identity, assume_a="pos")
+    return (solution * inverse_lengths[:, None] * inverse_lengths) @ jnp.where(is_sent[:, None], images_kn, 0.0)

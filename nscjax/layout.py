@@ -1,0 +1,145 @@
+"""The layout of a frame: what a payload is on the wire, and hence how many bytes it takes.
+
+A payload is a frozen dataclass of arrays and static metadata, declared with `payload`, `array`, `ranked` and `static`.
+The layout is a fact about the class, so that the length of a frame is known inside jit (`num_bytes`) without making it;
+`nscjax.wire` only writes and reads what is laid out here:
+
+    magic "NS" | version u8 | tag u8 | header length u16 | header | arrays, little-endian, in field order | crc32 u32
+
+The header is a msgpack list: every static field, then (dtype code, *shape) of every array. A field made by `ranked` has the
+rank as its leading axis; on the device it is padded to the largest rank, on the wire it is cut to the `rank` of the payload,
+which is an ordinary int32 field that stands before it. With `rank` 0 only the header and the fixed fields are left.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import msgpack
+import numpy as np
+
+from nscjax.types import Array, PyTree
+
+MAGIC = b"NS"
+VERSION = 1
+PREFIX_BYTES = len(MAGIC) + 1 + 1 + 2
+CHECKSUM_BYTES = 4
+
+DTYPES = (
+    "bool",
+    "uint8",
+    "int8",
+    "uint16",
+    "int16",
+    "uint32",
+    "int32",
+    "float16",
+    "bfloat16",
+    "float32",
+    "float64",
+)
+"""The dtypes that may cross; a dtype's position is its code in the header. Append only."""
+
+PAYLOADS: dict[int, type] = {}
+"""Payload classes by tag. A tag is for ever: golden frames hold it."""
+
+
+def array() -> Any:
+    """Returns a dataclass field for an array that crosses whole."""
+    return dataclasses.field(metadata={"ranked": False})
+
+
+def ranked() -> Any:
+    """Returns a dataclass field for an array whose leading axis is cut to the payload's `rank` on the wire."""
+    return dataclasses.field(metadata={"ranked": True})
+
+
+def static() -> Any:
+    """Returns a dataclass field for metadata known when tracing: an int, a float, a string or a tuple of ints."""
+    return dataclasses.field(metadata={"static": True})
+
+
+def payload(tag: int) -> Callable[[type], type]:
+    """Returns a class decorator that makes a frozen dataclass a pytree and registers it under `tag` (0 to 255)."""
+
+    def register(cls: type) -> type:
+        if tag in PAYLOADS:
+            raise ValueError(f"payload tag {tag} is taken by {PAYLOADS[tag].__name__}; take a free one")
+        cls = dataclasses.dataclass(frozen=True)(cls)
+        fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+        jax.tree_util.register_dataclass(
+            cls,
+            data_fields=[field.name for field in fields if not field.metadata.get("static")],
+            meta_fields=[field.name for field in fields if field.metadata.get("static")],
+        )
+        PAYLOADS[tag] = cls
+        cls.tag = tag  # type: ignore[attr-defined]
+        return cls
+
+    return register
+
+
+def static_fields(cls: type) -> list[dataclasses.Field]:
+    """Returns the metadata fields of a payload class, in header order."""
+    return [field for field in dataclasses.fields(cls) if field.metadata.get("static")]
+
+
+def array_fields(cls: type) -> list[dataclasses.Field]:
+    """Returns the array fields of a payload class, in body order."""
+    return [field for field in dataclasses.fields(cls) if not field.metadata.get("static")]
+
+
+def array_specs(payload: PyTree) -> Iterator[tuple[dataclasses.Field, jax.ShapeDtypeStruct]]:
+    """Yields every array field of `payload` with its padded shape and dtype."""
+    for field in array_fields(type(payload)):
+        value = getattr(payload, field.name)
+        yield field, jax.ShapeDtypeStruct(value.shape, value.dtype)
+
+
+def header(payload: PyTree) -> bytes:
+    """Returns the msgpack header of `payload`: it depends on shapes, dtypes and metadata alone, never on values."""
+    entries = [getattr(payload, field.name) for field in static_fields(type(payload))]
+    entries += [[DTYPES.index(str(spec.dtype)), *spec.shape] for _, spec in array_specs(payload)]
+    return msgpack.packb(entries)
+
+
+def frame_bytes(payload: PyTree, rank: int = 0) -> int:
+    """Returns the length in bytes of the frame of a payload like this one, at `rank`; known when tracing.
+
+    Args:
+        payload: a payload of arrays or of `jax.ShapeDtypeStruct`s: only its layout counts.
+        rank: how many rows of the ranked fields cross.
+    """
+    fixed, per_rank = _bytes_fixed_and_per_rank(payload)
+    return fixed + rank * per_rank
+
+
+def num_bytes(payload: PyTree) -> Array:
+    """Returns the exact length in bytes of the frame of `payload`, an int32 scalar; may be traced."""
+    fixed, per_rank = _bytes_fixed_and_per_rank(payload)
+    rank = payload.rank if per_rank else 0
+    return fixed + jnp.asarray(rank, jnp.int32) * per_rank
+
+
+def affordable_rank(payload: PyTree, budget_bytes: Array | int) -> Array:
+    """Returns the most components whose frame fits `budget_bytes`, an int32 scalar >= 0; may be traced.
+
+    Args:
+        payload: a payload with ranked fields, of arrays or of `jax.ShapeDtypeStruct`s: only its layout counts.
+        budget_bytes: the largest frame allowed, header included.
+    """
+    fixed, per_rank = _bytes_fixed_and_per_rank(payload)
+    return jnp.maximum((jnp.asarray(budget_bytes, jnp.int32) - fixed) // per_rank, 0)
+
+
+def _bytes_fixed_and_per_rank(payload: PyTree) -> tuple[int, int]:
+    fixed, per_rank = PREFIX_BYTES + len(header(payload)) + CHECKSUM_BYTES, 0
+    for field, spec in array_specs(payload):
+        if field.metadata["ranked"]:
+            per_rank += math.prod(spec.shape[1:]) * np.dtype(spec.dtype).itemsize
+        else:
+            fixed += math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
+    return fixed, per_rank

@@ -1,0 +1,31 @@
+"""What a message cost and what it lost: bytes, rank, distortion."""
+
+import math
+
+import jax.numpy as jnp
+
+from nscjax import linalg
+from nscjax.types import Array, PyTree, Shape
+
+
+def distortion(x: Array, x_hat: Array) -> Array:
+    """Returns ||x - x_hat||^2 / ||x||^2, a float32 scalar; 0 where nothing was lost, not finite where
+    `x` or `x_hat` is not."""
+    lost = linalg.energy(x.astype(jnp.float32) - x_hat.astype(jnp.float32))
+    return jnp.where(lost == 0, 0.0, lost / linalg.energy(x))
+
+
+def rank(payload: PyTree) -> Array | None:
+    """Returns how many components the payload sends, an int32 scalar, or None for a method that has no rank."""
+    return getattr(payload, "rank", None)
+
+
+def is_skipped(payload: PyTree) -> Array:
+    """Returns whether the payload carries nothing because the budget did not afford one component; a bool scalar."""
+    components = rank(payload)
+    return jnp.asarray(False) if components is None else components == 0
+
+
+def raw_bytes(shape: Shape) -> int:
+    """Returns the bytes of a cut tensor of `shape` in float32, without any header: the measure of every ratio."""
+    return 4 * math.prod(shape)

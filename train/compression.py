@@ -1,0 +1,93 @@
+"""From the config to the compressors of both directions: method, view by calibration, rank in reach of the budget."""
+
+import inspect
+import math
+from typing import Any, NamedTuple
+
+import jax
+
+from nscjax import check, compress, measure
+from nscjax.compress import Compressor
+from nscjax.types import Array
+from train.config import DirectionConfig
+
+
+class Direction(NamedTuple):
+    """One direction of the cut, ready to use.
+
+    Attributes:
+        compressor: with its feedback.
+        cap_bytes: the largest frame that the config allows, on top of what the link allows.
+        settings: what was passed to the method's factory, with the view that was chosen.
+    """
+
+    compressor: Compressor
+    cap_bytes: int
+    settings: dict[str, Any]
+
+
+def parameters(config: DirectionConfig) -> frozenset[str]:
+    """Returns the names of the arguments that the direction's method takes; unknown methods raise an `InputError`."""
+    check.one_of("method", config.method, compress.METHODS)
+    return frozenset(inspect.signature(compress.METHODS[config.method]).parameters)
+
+
+def cap_bytes(config: DirectionConfig, spec: jax.ShapeDtypeStruct) -> int:
+    """Returns the largest frame for a cut tensor: floor(raw fp32 bytes / ratio), or raw and a header."""
+    if config.ratio is None:
+        return compress.identity().min_bytes(jax.ShapeDtypeStruct(spec.shape, "float32"))
+    return math.floor(measure.raw_bytes(spec.shape) / config.ratio)
+
+
+def choose_view(config: DirectionConfig, example: Array, budget_bytes: int) -> str:
+    """Returns the view to use: the config's, or the one with the least distortion on `example`."""
+    if config.view != "calibrate" or "view" not in parameters(config):
+        return config.view
+
+    def build(view: str) -> Compressor:
+        return _method(config, view, jax.ShapeDtypeStruct(example.shape, example.dtype), budget_bytes)[0]
+
+    return compress.calibrate(example, build, budget_bytes)
+
+
+def build(
+    name: str, config: DirectionConfig, view: str, spec: jax.ShapeDtypeStruct, num_samples: int, least_budget: int
+) -> Direction:
+    """Returns the direction `name` ("up" or "down") for cut tensors of `spec`.
+
+    Args:
+        view: as `choose_view` chose it.
+        num_samples: of the training set, for per-sample feedback.
+        least_budget: the smallest budget that the link is known to give, in bytes.
+
+    Raises:
+        InputError: unknown method or view, or a budget below the least frame that carries anything.
+    """
+    cap = cap_bytes(config, spec)
+    compressor, settings = _method(config, view, spec, cap)
+    least = compressor.min_bytes(spec)
+    budget = min(cap, least_budget)
+    if budget < least and config.method != "identity":
+        raise check.error(
+            f"compress.{name}: budget of a frame for a cut of {tuple(spec.shape)}", f"{budget} bytes",
+            f"at least {least} bytes", f"Lower compress.{name}.ratio to {measure.raw_bytes(spec.shape) / least:.0f} "
+            "or less, or raise link.deadline_s.",
+        )  # fmt: skip
+    wrapped = compress.with_feedback(
+        compressor, config.feedback, decay=config.feedback_decay, num_samples=num_samples
+    )
+    return Direction(wrapped, cap, settings)
+
+
+def _method(
+    config: DirectionConfig, view: str, spec: jax.ShapeDtypeStruct, budget_bytes: int
+) -> tuple[Compressor, dict[str, Any]]:
+    """Returns the method's compressor and its settings; a rank that the budget cannot reach is not computed."""
+    factory = compress.METHODS[config.method]
+    settings = {name: getattr(config, name) for name in sorted(parameters(config)) if hasattr(config, name)}
+    if "view" in settings:
+        settings["view"] = view
+    if "max_rank" in settings:
+        reachable = compress.reachable_rank(factory(**settings), spec, budget_bytes)
+        settings["max_rank"] = min(settings["max_rank"], reachable)
+    return factory(**settings), settings

@@ -1,0 +1,49 @@
+"""The program's door: `python train/main.py --config FILE [--section.key value ...]`.
+
+Whatever comes from outside and cannot be used ends in one line on stderr and exit code 2.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:  # run as a script, with train/ on the path where the project's root should be
+    _here = Path(__file__).resolve().parent
+    sys.path[:] = [str(_here.parent), *(path for path in sys.path if Path(path).resolve() != _here)]
+
+from nscjax.check import InputError
+from train import config
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs what a command line asks for and returns the exit code.
+
+    Args:
+        argv: the words after the program's name; by default those of this process.
+
+    Returns:
+        That of the run (0, or 130 or 143 after a signal); 2 for input that cannot be used.
+
+    Raises:
+        SystemExit: with code 0, after `--help` or `--print_config`.
+    """
+    try:
+        loaded = config.load(sys.argv[1:] if argv is None else argv)
+        # The loop imports jax, which takes seconds: only once the command line is known to be good.
+        from train import loop
+
+        return loop.run(loaded.config, loaded.explicit)
+    except OSError as error:
+        return _refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except (InputError, UnicodeError) as error:
+        return _refuse(str(error))
+
+
+def _refuse(message: str) -> int:
+    """Writes the one line that tells what was wrong, and returns the exit code for it."""
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

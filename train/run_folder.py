@@ -1,0 +1,88 @@
+"""The run folder: claimed before anything is written, its files written whole, its metrics appended line by line."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from nscjax import check
+from train import config as configs
+from train.config import Config
+
+OWN_NAMES = ("config.toml", "metrics.jsonl", "summary.json", "checkpoints", "halves", "report.html", "plots")
+"""What a run writes; `overwrite` removes these and nothing else."""
+
+
+def claim(config: Config) -> Path:
+    """Returns the run folder, made ready: empty of any run, or holding the very run that is to be resumed.
+
+    Raises:
+        InputError: the folder holds another run and neither `overwrite` nor a matching `train.resume` is given, or the
+            path is no folder.
+    """
+    folder = Path(config.run_dir)
+    if folder.exists() and not folder.is_dir():
+        raise check.error("run_dir", config.run_dir, "a folder, or a path where one can be made")
+    if (folder / "config.toml").exists():
+        if config.train.resume:
+            _require_same_run(folder, config)
+            return folder
+        if not config.overwrite:
+            raise check.error(
+                "run_dir", config.run_dir, "a folder without a run",
+                "It holds an earlier run: give --train.resume true to go on with it, --overwrite true to replace it, "
+                "or another --run_dir.",
+            )  # fmt: skip
+    for name in OWN_NAMES:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "config.toml", configs.to_toml(config))
+    return folder
+
+
+def _require_same_run(folder: Path, config: Config) -> None:
+    earlier = configs.from_toml(folder / "config.toml")
+    if configs.fingerprint(earlier) != configs.fingerprint(config):
+        differing = configs.differing_keys(earlier, config)
+        raise check.error(
+            "train.resume", True, f"the config of {folder / 'config.toml'}",
+            f"These differ: {', '.join(differing)}. Set them as they were, or give another --run_dir.",
+        )  # fmt: skip
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file so that it is there whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+class MetricsFile:
+    """`metrics.jsonl`, one JSON object a line, cut back to where a checkpoint left it."""
+
+    def __init__(self, path: Path, num_bytes: int = 0) -> None:
+        """Opens the file and drops all that was written after `num_bytes` bytes."""
+        self._file = path.open("ab")
+        self._file.truncate(num_bytes)
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Appends one line, at once visible to readers."""
+        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.flush()
+
+    def num_bytes(self) -> int:
+        """Returns the length of what was written, all of it on disk."""
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
