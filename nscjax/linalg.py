@@ -80,7 +80,7 @@ def rayleigh_ritz(matrix_mn: Array, right_kn: Array) -> tuple[Array, Array]:
     is_signal_k = energies_k > NOISE_FLOOR * jnp.maximum(energies_k[0], 0.0)
     energies_k = jnp.where(is_signal_k, energies_k, 0.0)
     inverse_lengths_k = jnp.where(is_signal_k, jax.lax.rsqrt(jnp.where(is_signal_k, energies_k, 1.0)), 0.0)
-    return (vectors_kk[:, ::-1] * inverse_lengths_k).T @ image_km, energies_k
+    return (vectors_kk[:, ::-1] * inverse_lengths_k[None, :]).T @ image_km, energies_k
 
 
 def subspace_iteration(matrix_mn: Array, right_kn: Array, key: Key, iterations: int) -> tuple[Array, Array]:

@@ -33,13 +33,6 @@ class Checkpoints:
             arrays = ocp.args.StandardSave(_by_path(state))
             self._manager.save(step, args=ocp.args.Composite(state=arrays, counts=ocp.args.JsonSave(counts)))
 
-    def restore_counts(self) -> dict[str, Any] | None:
-        """Returns the host's values of the newest checkpoint, or None where there is no checkpoint."""
-        step = self._manager.latest_step()
-        if step is None:
-            return None
-        return self._manager.restore(step, args=ocp.args.Composite(counts=ocp.args.JsonRestore()))["counts"]
-
     def restore(self, like: PyTree) -> PyTree:
         """Returns the state of the newest checkpoint, in the structure of `like`.
 
@@ -60,6 +53,17 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for what is under way and lets go of the folder."""
         self._manager.close()
+
+
+def read_counts(folder: Path) -> dict[str, Any] | None:
+    """Returns the host's values of the newest whole checkpoint in `folder`, or None where there is none."""
+    if not folder.is_dir():
+        return None
+    with ocp.CheckpointManager(folder.resolve()) as manager:
+        step = manager.latest_step()
+        if step is None:
+            return None
+        return manager.restore(step, args=ocp.args.Composite(counts=ocp.args.JsonRestore()))["counts"]
 
 
 def _by_path(tree: PyTree) -> dict[str, Any]:

@@ -36,6 +36,8 @@ class DataConfig:
         num_test: use only so many test samples, at least 1; by default all.
         augment: move the training images at random, and mirror those that may be mirrored.
         download: fetch files that are missing from their official address.
+        stream: read the training batches from the host as they are needed (by grain) instead of keeping all of them
+            on the device; the batches are the same.
     """
 
     name: Literal["digits", "mnist", "fashion_mnist", "cifar10", "npz", "image_folder"] = "digits"
@@ -44,6 +46,7 @@ class DataConfig:
     num_test: int | None = None
     augment: bool = False
     download: bool = False
+    stream: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +136,7 @@ class LinkConfig:
     deadline_s: float | None = None
     client_step_s: float = 0.0
     server_step_s: float = 0.0
-    estimator: str = "ewma"
+    estimator: str = "quantile"
     initial_mbps: float = 1.0
 
 

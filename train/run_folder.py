@@ -14,26 +14,32 @@ OWN_NAMES = ("config.toml", "metrics.jsonl", "summary.json", "checkpoints", "hal
 """What a run writes; `overwrite` removes these and nothing else."""
 
 
-def claim(config: Config) -> Path:
-    """Returns the run folder, made ready: empty of any run, or holding the very run that is to be resumed.
+def require_free(config: Config) -> None:
+    """Raises an `InputError` unless the run folder is free for this run: no other run in it that is not to be replaced.
 
-    Raises:
-        InputError: the folder holds another run and neither `overwrite` nor a matching `train.resume` is given, or the
-            path is no folder.
+    Called before anything is read or written: bad input must cost neither time nor an earlier run.
     """
     folder = Path(config.run_dir)
     if folder.exists() and not folder.is_dir():
         raise check.error("run_dir", config.run_dir, "a folder, or a path where one can be made")
-    if (folder / "config.toml").exists():
-        if config.train.resume:
-            _require_same_run(folder, config)
-            return folder
-        if not config.overwrite:
-            raise check.error(
-                "run_dir", config.run_dir, "a folder without a run",
-                "It holds an earlier run: give --train.resume true to go on with it, --overwrite true to replace it, "
-                "or another --run_dir.",
-            )  # fmt: skip
+    if not (folder / "config.toml").exists():
+        return
+    if config.train.resume:
+        _require_same_run(folder, config)
+    elif not config.overwrite:
+        raise check.error(
+            "run_dir", config.run_dir, "a folder without a run",
+            "It holds an earlier run: give --train.resume true to go on with it, --overwrite true to replace it, "
+            "or another --run_dir.",
+        )  # fmt: skip
+
+
+def claim(config: Config) -> Path:
+    """Returns the run folder, made ready: empty of any run, or holding the very run that is to be resumed."""
+    require_free(config)
+    folder = Path(config.run_dir)
+    if config.train.resume and (folder / "config.toml").exists():
+        return folder
     for name in OWN_NAMES:
         path = folder / name
         if path.is_dir():
@@ -43,6 +49,11 @@ def claim(config: Config) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "config.toml", configs.to_toml(config))
     return folder
+
+
+def is_finished(config: Config) -> bool:
+    """Returns whether the run folder holds a run that came to its end: the report is the last that is written."""
+    return (Path(config.run_dir) / "report.html").exists() and (Path(config.run_dir) / "summary.json").exists()
 
 
 def _require_same_run(folder: Path, config: Config) -> None:

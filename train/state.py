@@ -116,7 +116,7 @@ def init(setup: Setup, spec: jax.ShapeDtypeStruct, client: tuple, server: tuple,
         initial_mbps: (up, down) bandwidth to reckon with before the first transfer, in Mbit/s.
     """
     client_party, server_party = split.init_parties(setup.duplex, key_of(setup, "compressors"), spec, client, server)
-    return TrainState(
+    state = TrainState(
         client=client_party,
         server=server_party,
         client_optimiser=setup.optimiser.init(client_party.params),
@@ -125,6 +125,8 @@ def init(setup: Setup, spec: jax.ShapeDtypeStruct, client: tuple, server: tuple,
         step=jnp.zeros((), jnp.int32),
         is_sound=jnp.asarray(True),
     )
+    # Every leaf its own buffer: the step takes them over, and the caller's parameters stay the caller's.
+    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)
 
 
 def inputs(setup: Setup, x: Array) -> Array:

@@ -205,6 +205,7 @@ def _least_squares(basis_km, images_kn, is_sent):
     is_used = is_sent & (lengths > 0)
     inverse_lengths = jnp.where(is_used, 1.0 / jnp.where(is_used, lengths, 1.0), 0.0)
     identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
-    unit_gram = gram * inverse_lengths[:, None] * inverse_lengths + jnp.where(is_used, 1e-6, 1.0) * identity
+    unit_gram = gram * inverse_lengths[:, None] * inverse_lengths[None, :] + jnp.diag(jnp.where(is_used, 1e-6, 1.0))
     solution = jax.scipy.linalg.solve(unit_gram, identity, assume_a="pos")
-    return (solution * inverse_lengths[:, None] * inverse_lengths) @ jnp.where(is_sent[:, None], images_kn, 0.0)
+    inverse_gram = solution * inverse_lengths[:, None] * inverse_lengths[None, :]
+    return inverse_gram @ jnp.where(is_sent[:, None], images_kn, 0.0)

@@ -52,7 +52,7 @@ def ewma(*, fast: float = 1.0, slow: float = 0.1, min_seconds: float = MIN_SECON
         return rate, rate
 
     def observe(averages: tuple[Array, Array], rate: Array) -> tuple[Array, ...]:
-        return tuple(average + gain * (rate - average) for average, gain in zip(averages, gains))
+        return tuple((1 - gain) * average + gain * rate for average, gain in zip(averages, gains))
 
     return _estimator(keep, observe, lambda averages: jnp.minimum(*averages), min_seconds)
 

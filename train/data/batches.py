@@ -76,9 +76,7 @@ def augment(key: jax.Array, x: jax.Array, *, flip: bool = True) -> jax.Array:
     return jnp.take_along_axis(moved, columns[:, None, :, None], axis=2, mode="promise_in_bounds")
 
 
-def normalise(
-    x: jax.Array, mean: jax.Array, std: jax.Array, dtype: jnp.dtype | type = jnp.float32
-) -> jax.Array:
+def normalise(x: jax.Array, mean: jax.Array, std: jax.Array, dtype: jnp.dtype | type = jnp.float32) -> jax.Array:
     """Returns (x / 255 - mean) / std for each channel, computed in float32 and given in `dtype`.
 
     Shapes:
@@ -120,9 +118,7 @@ def eval_batch(
     return _take(x, wrapped), _take(y, wrapped), ids < len(x)
 
 
-def eval_batches(
-    x: jax.Array, y: jax.Array, batch_size: int
-) -> Iterator[tuple[jax.Array, jax.Array, jax.Array]]:
+def eval_batches(x: jax.Array, y: jax.Array, batch_size: int) -> Iterator[tuple[jax.Array, jax.Array, jax.Array]]:
     """Yields every batch of `eval_batch` once; arrays on the device stay there."""
     for step in range(num_eval_steps(len(x), batch_size)):
         yield _eval_batch(x, y, step, batch_size)

@@ -14,14 +14,10 @@ from nscjax.check import InputError, error
 def check_images(name: str, shape: tuple[int, ...], dtype: Any) -> None:
     """Raises an `InputError` unless these are uint8 images [N, H, W] or [N, H, W, C] with C from 1 to 4."""
     if np.dtype(dtype) != np.uint8:
-        raise error(
-            f"the dtype of {name}", str(dtype), "uint8", "Scale the images to 0..255 and convert them."
-        )
+        raise error(f"the dtype of {name}", str(dtype), "uint8", "Scale the images to 0..255 and convert them.")
     is_images = len(shape) == 3 or (len(shape) == 4 and 1 <= shape[3] <= 4)
     if not is_images or min(shape[1:]) < 1:
-        raise error(
-            f"the shape of {name}", tuple(shape), "[N, H, W] or [N, H, W, C] with 1 to 4 channels last"
-        )
+        raise error(f"the shape of {name}", tuple(shape), "[N, H, W] or [N, H, W, C] with 1 to 4 channels last")
     if shape[0] < 1:
         raise error(f"the number of images in {name}", shape[0], "at least 1")
 

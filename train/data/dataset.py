@@ -123,9 +123,7 @@ def _check(arrays: Arrays, where: str) -> int:
     check_images(f"x_train of {where}", x_train.shape, x_train.dtype)
     check_images(f"x_test of {where}", x_test.shape, x_test.dtype)
     if x_test.shape[1:] != x_train.shape[1:]:
-        raise error(
-            f"the image shape of x_test of {where}", x_test.shape[1:], f"{x_train.shape[1:]}, as in x_train"
-        )
+        raise error(f"the image shape of x_test of {where}", x_test.shape[1:], f"{x_train.shape[1:]}, as in x_train")
     # Without names, no more classes than images: a stray label must not size the model's last layer.
     check_labels(f"y_train of {where}", y_train, len(x_train), len(class_names or x_train))
     check_classes(f"y_train of {where}", y_train)
@@ -169,9 +167,7 @@ def _read_digits(_directory: Path, _download: bool) -> Arrays:
     return Arrays(x_train, y_train, x_test, y_test, _DIGITS)
 
 
-def _read_mnist(
-    directory: Path, download: bool, name: str = "mnist", class_names: tuple[str, ...] = _DIGITS
-) -> Arrays:
+def _read_mnist(directory: Path, download: bool, name: str = "mnist", class_names: tuple[str, ...] = _DIGITS) -> Arrays:
     """Returns MNIST, or a data set published in the same four files, packed or not."""
 
     def array(stem: str, num_dims: int) -> np.ndarray:

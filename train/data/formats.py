@@ -126,15 +126,11 @@ def read_npz(path: Path) -> Arrays:
     return Arrays(x_train, y_train, x_test, y_test, None if names is None else tuple(names.tolist()))
 
 
-def _read_member(
-    archive: zipfile.ZipFile, name: str, check: Callable[[tuple[int, ...], np.dtype], None]
-) -> np.ndarray:
+def _read_member(archive: zipfile.ZipFile, name: str, check: Callable[[tuple[int, ...], np.dtype], None]) -> np.ndarray:
     """Returns one array of an .npz file, after `check` has passed its shape and dtype."""
     with archive.open(f"{name}.npy") as file:
         is_first_version = np.lib.format.read_magic(file) == (1, 0)
-        read_header = (
-            np.lib.format.read_array_header_1_0 if is_first_version else np.lib.format.read_array_header_2_0
-        )
+        read_header = np.lib.format.read_array_header_1_0 if is_first_version else np.lib.format.read_array_header_2_0
         shape, is_fortran, dtype = read_header(file)
         check(shape, dtype)
         content = read_exactly(file, math.prod(shape) * dtype.itemsize)

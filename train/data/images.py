@@ -72,9 +72,7 @@ class ImageFolder:
             size = f"{image.shape[1]} x {image.shape[0]}"
             raise error(f"the size of {path}", size, f"{width} x {height}, as {self.first} has")
         if image.shape[2] > channels:
-            raise error(
-                f"the channels of {path}", "colour", f"gray, as in {self.first}", "Convert the images."
-            )
+            raise error(f"the channels of {path}", "colour", f"gray, as in {self.first}", "Convert the images.")
         return image
 
 
@@ -119,9 +117,7 @@ def _subfolders(directory: Path) -> list[str]:
 def _image_files(directory: Path) -> list[Path]:
     paths = sorted(path for path in directory.iterdir() if path.suffix.lower() in _SUFFIXES)
     if not paths:
-        raise error(
-            f"the number of images in {directory}", 0, "at least 1, with a name in .png, .jpg or .jpeg"
-        )
+        raise error(f"the number of images in {directory}", 0, "at least 1, with a name in .png, .jpg or .jpeg")
     return paths
 
 

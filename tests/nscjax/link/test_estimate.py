@@ -45,6 +45,12 @@ def test_estimate_of_a_steady_link_is_its_rate(name):
 
 
 @every_estimator
+def test_estimate_takes_rounding_for_no_change(name):
+    estimates, _ = follow(link.ESTIMATORS[name](), [3.0, 374_999 / 125_000] * 50)
+    np.testing.assert_allclose(estimates[1:], 3.0, rtol=1e-5)
+
+
+@every_estimator
 def test_estimate_follows_a_lasting_change(name):
     estimates, _ = follow(link.ESTIMATORS[name](), [1.0] * 10 + [4.0] * 60)
     assert estimates[-1] == pytest.approx(4.0, rel=0.05)

@@ -23,14 +23,10 @@ def test_batch_norm_uses_the_batch_in_training_and_running_statistics_in_evaluat
     np.testing.assert_allclose(statistics["mean"], 0.1 * mean, rtol=1e-5)
     np.testing.assert_allclose(statistics["var"], 0.9 + 0.1 * variance, rtol=1e-4)
     y = norm.apply(variables | updated, x, False)
-    np.testing.assert_allclose(
-        y, (x - statistics["mean"]) / np.sqrt(statistics["var"] + 1e-5), rtol=1e-4, atol=1e-4
-    )
+    np.testing.assert_allclose(y, (x - statistics["mean"]) / np.sqrt(statistics["var"] + 1e-5), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("num_channels", "num_groups"), [(1, 1), (7, 1), (16, 1), (32, 2), (40, 2), (64, 4), (20, 1)]
-)
+@pytest.mark.parametrize(("num_channels", "num_groups"), [(1, 1), (7, 1), (16, 1), (32, 2), (40, 2), (64, 4), (20, 1)])
 def test_group_norm_has_groups_of_at_least_16_channels_at_any_width(num_channels, num_groups):
     x = samples(3, 4, 4, num_channels)
     norm = Norm("group", jnp.float32)

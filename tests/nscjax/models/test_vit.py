@@ -10,9 +10,7 @@ from tests.nscjax.models.shapes import count_parameters, cut_shapes
 SIZES = {"width": 8, "cut": None, "num_classes": 10}
 
 
-@pytest.mark.parametrize(
-    ("image_shape", "num_tokens"), [((32, 32, 3), 64), ((28, 28, 1), 49), ((8, 12, 1), 6)]
-)
+@pytest.mark.parametrize(("image_shape", "num_tokens"), [((32, 32, 3), 64), ((28, 28, 1), 49), ((8, 12, 1), 6)])
 def test_cuts_are_tokens_until_pooled(image_shape, num_tokens):
     tokens = {name: (num_tokens, 64) for name in ("embed", *(f"block{i}" for i in range(1, 7)))}
     assert cut_shapes("vit", image_shape, width=64) == tokens | {"pool": (64,)}

@@ -1,0 +1,117 @@
+"""Accuracy at a byte budget: trains the cells of a table, one process a run, and writes `benchmarks/results/TABLE.json`.
+
+    python benchmarks/accuracy.py TABLE --data_dir DIR [--seeds N] [--cells NAME ...] [--out DIR]
+
+A finished run is never made again: stop it at any time and start the same command. `--list` shows the tables.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from record import write
+
+ROOT = Path(__file__).resolve().parent.parent
+NONE = {"compress.up.method": "identity", "compress.down.method": "identity"}
+KEPT = (
+    "accuracy", "accuracy_uncompressed", "balanced_accuracy", "loss", "ratio", "total_up_bytes", "total_down_bytes",
+    "raw_up_bytes", "raw_down_bytes", "total_link_seconds", "steps", "seed", "wall_seconds",
+)  # fmt: skip
+
+
+def both(**settings: Any) -> dict[str, Any]:
+    """Returns the overrides that give both directions the same settings."""
+    return {f"compress.{way}.{key}": value for way in ("up", "down") for key, value in settings.items()}
+
+
+def one(way: str, **settings: Any) -> dict[str, Any]:
+    """Returns the overrides that compress one direction alone."""
+    other = "down" if way == "up" else "up"
+    return {f"compress.{other}.method": "identity", **{f"compress.{way}.{key}": value for key, value in settings.items()}}
+
+
+FEEDBACK = {"none": {}, "across_steps_0.9": {"feedback": "across_steps", "feedback_decay": 0.9},
+            "across_steps_1": {"feedback": "across_steps", "feedback_decay": 1.0},
+            "per_sample": {"feedback": "per_sample"}}  # fmt: skip
+
+TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
+    "cifar10_bench": ("cifar10_bench", {"none": NONE, "nsc_sl": {}}),
+    "cifar10_small": ("cifar10_small", {"none": NONE, "nsc_sl": {}}),
+    "feedback": (
+        "cifar10_bench",
+        {
+            f"{way} {ratio}x {name}": one(way, ratio=ratio, **settings)
+            for ratio in (42, 100)
+            for way in ("up", "down")
+            for name, settings in FEEDBACK.items()
+        },
+    ),
+    "settings": (
+        "cifar10_bench",
+        {
+            "4 bits": {},
+            "8 bits": both(factor_bits=8),
+            "16 bits": both(factor_bits=16),
+            "2 iterations": both(iterations=2),
+            "energy 0.9": both(energy=0.9),
+            "view BHW,C": both(view="BHW,C"),
+            "view BH,WC": both(view="BH,WC"),
+            "view BC,HW": both(view="BC,HW"),
+            "ratio 16": both(ratio=16),
+            "ratio 64": both(ratio=64),
+            "ratio 100": both(ratio=100),
+        },
+    ),
+}
+"""Tables by name: the config file and the cells, each a set of overrides."""
+
+
+def run(config: str, overrides: dict[str, Any], seed: int, run_dir: Path, data_dir: str) -> dict[str, Any]:
+    """Returns the summary of one run, made now unless it was made before."""
+    if not (run_dir / "summary.json").exists():
+        values = {**overrides, "seed": seed, "data.dir": data_dir, "run_dir": run_dir, "train.resume": "true"}
+        command = [sys.executable, "train/main.py", "--config", f"configs/{config}.toml"]
+        command += [word for key, value in values.items() for word in (f"--{key}", str(value))]
+        subprocess.run(command, cwd=ROOT, check=True)
+    return json.loads((run_dir / "summary.json").read_text())
+
+
+def cell(summaries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the runs of a cell with mean and standard error of the accuracy."""
+    accuracies = [summary["accuracy"] for summary in summaries]
+    error = statistics.stdev(accuracies) / len(accuracies) ** 0.5 if len(accuracies) > 1 else None
+    return {
+        "accuracy_mean": statistics.mean(accuracies),
+        "accuracy_standard_error": error,
+        "ratio": statistics.mean(summary["ratio"] for summary in summaries),
+        "runs": [{key: summary[key] for key in KEPT} for summary in summaries],
+    }
+
+
+def main() -> None:
+    """Runs a table, seed by seed, and writes what there is after every run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=TABLES, metavar="TABLE", help=", ".join(TABLES))
+    parser.add_argument("--data_dir", required=True, help="folder of the data set")
+    parser.add_argument("--seeds", type=int, default=1, help="seeds 0 to N-1")
+    parser.add_argument("--cells", nargs="*", help="only these cells")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "benchmarks", help="where the runs are kept")
+    options = parser.parse_args()
+    config, cells = TABLES[options.table]
+    chosen = {name: cells[name] for name in options.cells or cells}
+    done: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
+    for seed in range(options.seeds):
+        for name, overrides in chosen.items():
+            folder = options.out / options.table / name.replace(" ", "_").replace(",", "-") / f"seed{seed}"
+            done[name].append(run(config, overrides, seed, folder, options.data_dir))
+            rows = {name: cell(summaries) for name, summaries in done.items() if summaries}
+            write(options.table, {"config": config, "cells": rows}, seeds=list(range(seed + 1)))
+            print(f"{options.table}: {name}, seed {seed}: accuracy {done[name][-1]['accuracy']:.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""What a person sees while a run goes on: a progress bar with the numbers that matter, and a line an evaluation."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from train.report import byte_size, percent, summary_table
+
+
+class Terminal:
+    """Progress and messages on stderr, the closing table on stdout. On a pipe the bar is left out, lines remain."""
+
+    def __init__(self, num_steps: int, done: int) -> None:
+        """Makes the bar for `num_steps` steps, of which `done` were made before."""
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._steps = self._progress.add_task("training", total=num_steps, completed=done, numbers="")
+        self._batches = self._progress.add_task("evaluating", total=1, numbers="", visible=False)
+
+    def __enter__(self) -> "Terminal":
+        """Starts the bar."""
+        self._progress.start()
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        """Stops the bar and leaves it as it is."""
+        self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """Prints one line above the bar."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def step(self, line: dict[str, Any], ratio: float) -> None:
+        """Shows a step's metrics beside the bar; `line` as in `metrics.jsonl`."""
+        ranks = "/".join(str(line[f"{way}_rank"]) for way in ("up", "down") if line[f"{way}_rank"] is not None)
+        numbers = [
+            f"loss {line['loss']:.3f}",
+            f"accuracy {line['accuracy']:.3f}",
+            f"rank {ranks}" if ranks else "",
+            f"{byte_size(line['up_bytes'])} up {byte_size(line['down_bytes'])} down",
+            f"{ratio:.1f}x",
+        ]
+        self._progress.update(self._steps, completed=line["step"], numbers="  ".join(filter(None, numbers)))
+
+    def evaluating(self, done: int, total: int) -> None:
+        """Shows how far an evaluation is."""
+        self._progress.update(self._batches, completed=done, total=total, visible=done < total)
+
+    def evaluated(self, line: dict[str, Any], ratio: float) -> None:
+        """Prints a line for an evaluation."""
+        self.say(
+            f"step {line['step']:>6}  epoch {line['epoch']:>3}  loss {line['loss']:.4f}  "
+            f"accuracy {percent(line['accuracy'])} (cut left alone {percent(line['accuracy_uncompressed'])})  "
+            f"{byte_size(line['total_up_bytes'])} up, {byte_size(line['total_down_bytes'])} down, ratio {ratio:.1f}x"
+        )
+
+    def finished(self, summary: dict[str, Any], report: Any) -> None:
+        """Prints the closing table and where the report is."""
+        console = Console()
+        console.print(summary_table(summary))
+        console.print(f"report: {report}", highlight=False, soft_wrap=True)
