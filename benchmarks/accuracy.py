@@ -1,8 +1,9 @@
-"""Accuracy at a byte budget: trains the cells of a table, one process a run, and writes `benchmarks/results/TABLE.json`.
+"""Accuracy at a byte budget: trains the cells of a table, one process a run.
 
     python benchmarks/accuracy.py TABLE --data_dir DIR [--seeds N] [--cells NAME ...] [--out DIR]
 
-A finished run is never made again: stop it at any time and start the same command. `--list` shows the tables.
+It writes `benchmarks/results/TABLE.json` after every run. A finished run is never made again: stop it at any time and
+start the same command.
 """
 
 import argparse
@@ -31,7 +32,10 @@ def both(**settings: Any) -> dict[str, Any]:
 def one(way: str, **settings: Any) -> dict[str, Any]:
     """Returns the overrides that compress one direction alone."""
     other = "down" if way == "up" else "up"
-    return {f"compress.{other}.method": "identity", **{f"compress.{way}.{key}": value for key, value in settings.items()}}
+    return {
+        f"compress.{other}.method": "identity",
+        **{f"compress.{way}.{key}": value for key, value in settings.items()},
+    }
 
 
 FEEDBACK = {"none": {}, "across_steps_0.9": {"feedback": "across_steps", "feedback_decay": 0.9},

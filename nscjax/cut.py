@@ -8,9 +8,10 @@
         smashed, new_up = layer.apply(smashed, state._replace(down=down), side_up, side_down)
         ...
 
-The uplink's new state is an output. The downlink's new state is made in the backward pass, where there is no output: it leaves
-as the *cotangent* of `state.down`, so differentiate with respect to it and pass both to `next_state`. Cotangents add, hence
-what `next_state` refuses: a state used at two cuts, a state shared under `vmap`, an `x_hat` that the loss does not use.
+The uplink's new state is an output. The downlink's new state is made in the backward pass, where there is no output:
+it leaves as the *cotangent* of `state.down`, so differentiate with respect to it and pass both to `next_state`.
+Cotangents add, hence what `next_state` refuses: a state used at two cuts, a state shared under `vmap`, an `x_hat` that
+the loss does not use.
 """
 
 from collections.abc import Callable
@@ -69,7 +70,8 @@ def cut(duplex: Duplex) -> Cut:
     """Returns the layer that passes activations and gradients through `duplex`.
 
     Raises:
-        InputError: by `init`, if the downlink's state has leaves that are not floating point (keep counters in float32).
+        InputError: by `init`, if the downlink's state has leaves that are not floating point (keep counters in
+        float32).
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -110,7 +112,8 @@ def cut(duplex: Duplex) -> Cut:
         side_down = duplex.share(payload, side_down)
         down_payload, enc = duplex.down.compress(cotangents[0], down.enc, side_down)
         x_grad, dec = duplex.down.decompress(down_payload, down.dec, side_down)
-        return x_grad, CutState(None, DownState(enc, dec, jnp.ones((), jnp.float32))), None, None
+        # The uplink's state, and what both ends know, have no gradient.
+        return x_grad, CutState(None, DownState(enc, dec, jnp.ones((), jnp.float32))), None, None  # type: ignore[arg-type]
 
     @jax.custom_vjp
     def apply(x, state, side_up, side_down):
@@ -132,6 +135,6 @@ def next_state(new_up: UpState, new_down: DownState) -> CutState:
     if not isinstance(new_down.uses, jax.core.Tracer) and float(new_down.uses) != 1.0:
         raise check.error(
             "uses of the downlink's state in the backward pass", float(new_down.uses), "exactly 1",
-            "0: the loss does not use x_hat. 2 or more: one state at two cuts, or shared under vmap; give each its own.",
+            "0: the loss does not use x_hat. More: one state at two cuts, or shared under vmap; give each its own.",
         )  # fmt: skip
     return CutState(new_up, new_down)

@@ -6,15 +6,16 @@ The layout is a fact about the class, so that the length of a frame is known ins
 
     magic "NS" | version u8 | tag u8 | header length u16 | header | arrays, little-endian, in field order | crc32 u32
 
-The header is a msgpack list: every static field, then (dtype code, *shape) of every array. A field made by `ranked` has the
-rank as its leading axis; on the device it is padded to the largest rank, on the wire it is cut to the `rank` of the payload,
-which is an ordinary int32 field that stands before it. With `rank` 0 only the header and the fixed fields are left.
+The header is a msgpack list: every static field, then (dtype code, *shape) of every array. A field made by `ranked`
+has the rank as its leading axis; on the device it is padded to the largest rank, on the wire it is cut to the `rank`
+of the payload, which is an ordinary int32 field that stands before it. With `rank` 0 only the header and the fixed
+fields are left.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +63,7 @@ def static() -> Any:
     return dataclasses.field(metadata={"static": True})
 
 
+@dataclass_transform(field_specifiers=(array, ranked, static), frozen_default=True)
 def payload(tag: int) -> Callable[[type], type]:
     """Returns a class decorator that makes a frozen dataclass a pytree and registers it under `tag` (0 to 255)."""
 

@@ -1,8 +1,8 @@
 """Subspace iteration for low-rank approximation: matrix products and k x k factorisations only.
 
-Letters in names: a matrix is [m, n], a factor holds one component a row, [k, m] on the left and [k, n] on the right, so that
-matrix ~ left.T @ right. Rank-leading factors keep every product in the layout that runs fastest, and on the wire a factor is
-cut to the rank without moving anything.
+Letters in names: a matrix is [m, n], a factor holds one component a row, [k, m] on the left and [k, n] on the right,
+so that matrix ~ left.T @ right. Rank-leading factors keep every product in the layout that runs fastest, and on the
+wire a factor is cut to the rank without moving anything.
 """
 
 import jax
@@ -37,9 +37,9 @@ def energy(matrix: Array) -> Array:
 def orthonormal_rows(rows_kn: Array, key: Key) -> Array:
     """Returns orthonormal rows [k, n] that span the given ones, by Cholesky QR on rows scaled to unit length.
 
-    Scaling first makes a Gram matrix of nearly orthogonal rows (those of a warm basis, whose lengths are singular values)
-    well conditioned, so that one pass is enough. A row that has vanished is drawn anew: a basis that lost a direction
-    while the matrix was of low rank must be able to find it again.
+    Scaling first makes a Gram matrix of nearly orthogonal rows (those of a warm basis, whose lengths are singular
+    values) well conditioned, so that one pass is enough. A row that has vanished is drawn anew: a basis that lost a
+    direction while the matrix was of low rank must be able to find it again.
 
     Args:
         rows_kn: [k, n] float32 with k <= n.
@@ -64,8 +64,8 @@ def _whiten_rows(rows_kn: Array, shift: float) -> Array:
 def rayleigh_ritz(matrix_mn: Array, right_kn: Array) -> tuple[Array, Array]:
     """Returns the best left basis inside the image of `right_kn`, ordered by energy.
 
-    With Y = right @ matrix.T and Y Y.T = W diag(energies) W.T, the rows of diag(energies)^(-1/2) W.T Y are orthonormal and
-    energies are the squared Ritz values, in falling order: estimates, from below, of the squared singular values.
+    With Y = right @ matrix.T and Y Y.T = W diag(energies) W.T, the rows of diag(energies)^(-1/2) W.T Y are orthonormal
+    and energies are the squared Ritz values, in falling order: estimates, from below, of the squared singular values.
 
     Args:
         matrix_mn: [m, n] float32.
@@ -86,9 +86,9 @@ def rayleigh_ritz(matrix_mn: Array, right_kn: Array) -> tuple[Array, Array]:
 def subspace_iteration(matrix_mn: Array, right_kn: Array, key: Key, iterations: int) -> tuple[Array, Array]:
     """Returns an energy-ordered orthonormal left basis by alternating orthogonal iteration.
 
-    Every iteration takes the right basis to the left and back: P <- orth(Q M^T), Q <- orth(P M). The last one stops on the
-    left, at the Rayleigh-Ritz step; the caller's own product P M completes it, so `iterations` of them read the matrix
-    2 * iterations times in all.
+    Every iteration takes the right basis to the left and back: P <- orth(Q M^T), Q <- orth(P M). The last one stops on
+    the left, at the Rayleigh-Ritz step; the caller's own product P M completes it, so `iterations` of them read the
+    matrix 2 * iterations times in all.
 
     Args:
         matrix_mn: [m, n] float32.

@@ -9,8 +9,10 @@ from nscjax.types import Array, PyTree, Shape
 
 
 def distortion(x: Array, x_hat: Array) -> Array:
-    """Returns ||x - x_hat||^2 / ||x||^2, a float32 scalar; 0 where nothing was lost, not finite where
-    `x` or `x_hat` is not."""
+    """Returns ||x - x_hat||^2 / ||x||^2, a float32 scalar.
+
+    It is 0 where nothing was lost and not finite where `x` or `x_hat` is not.
+    """
     lost = linalg.energy(x.astype(jnp.float32) - x_hat.astype(jnp.float32))
     return jnp.where(lost == 0, 0.0, lost / linalg.energy(x))
 

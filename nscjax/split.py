@@ -1,7 +1,7 @@
 """The split step: client forward, server step, client backward; and their composition in one function.
 
-Each half is differentiated by an explicit `jax.vjp`; every state is an ordinary value, in and out. The fused step runs the same
-three functions in one jit: what it computes is what two parties compute.
+Each half is differentiated by an explicit `jax.vjp`; every state is an ordinary value, in and out. The fused step runs
+the same three functions in one jit: what it computes is what two parties compute.
 """
 
 from collections.abc import Callable
@@ -17,13 +17,17 @@ from nscjax.types import Array, Key, PyTree
 LossFn = Callable[[Array, PyTree], tuple[Array, PyTree]]
 """(logits, targets) -> (scalar loss, auxiliary metrics)."""
 
+Half = tuple[PyTree, PyTree]
+"""A half's (params, running state); the state is () where there is none."""
+
 
 class SplitModel(NamedTuple):
     """A network in two halves, as pure functions.
 
     Attributes:
         client_apply: `(params, x) -> smashed`; if `stateful`, `(params, state, x, is_training) -> (smashed, state)`.
-        server_apply: `(params, smashed) -> logits`; if `stateful`, `(params, state, smashed, is_training) -> (logits, state)`.
+        server_apply: `(params, smashed) -> logits`; if `stateful`, `(params, state, smashed, is_training) -> (logits,
+            state)`.
         stateful: whether the halves carry running state (batch statistics), threaded as a value.
     """
 
@@ -61,7 +65,7 @@ class Party(NamedTuple):
 
 
 def init_parties(
-    duplex: Duplex, key: Key, smashed_spec: jax.ShapeDtypeStruct, client: tuple, server: tuple
+    duplex: Duplex, key: Key, smashed_spec: jax.ShapeDtypeStruct, client: Half, server: Half
 ) -> tuple[Party, Party]:
     """Returns both parties with fresh compressor states.
 
@@ -69,13 +73,13 @@ def init_parties(
         duplex: the compressors of both directions.
         key: for the compressors' states.
         smashed_spec: shape and dtype of a cut tensor.
-        client: (params, state) of the client's half.
-        server: (params, state) of the server's half.
+        client: the client's half.
+        server: the server's half.
     """
     up_key, down_key = jax.random.split(key)
     up_enc, up_dec = duplex.up.init(up_key, smashed_spec)
     down_enc, down_dec = duplex.down.init(down_key, smashed_spec)
-    return Party(*client, up=up_enc, down=down_dec), Party(*server, up=up_dec, down=down_enc)
+    return Party(*client, up_enc, down_dec), Party(*server, up_dec, down_enc)
 
 
 class Pending(NamedTuple):
@@ -120,6 +124,9 @@ def client_forward(
     """Runs the client's half on a batch and compresses the cut.
 
     Args:
+        model: both halves' functions.
+        duplex: the compressors of both directions.
+        client: what the client holds.
         x: inputs [B, ...].
         side: of the uplink.
 
@@ -154,8 +161,19 @@ def server_step(
 
     After an empty uplink message (rank 0) nothing is learnt: the answer is as empty, and the server stays as it was.
 
+    Args:
+        model: both halves' functions.
+        duplex: the compressors of both directions.
+        loss_fn: of the task.
+        server: what the server holds.
+        payload: what came up.
+        targets: what the loss compares the logits with.
+        side_up: of the uplink.
+        side_down: of the downlink.
+
     Returns:
-        (what was computed, the server with new running and compressor states; its parameters are the caller's to update).
+        (what was computed, the server with new running and compressor states; its parameters are the caller's to
+        update).
     """
     smashed_hat, up = duplex.up.decompress(payload, server.up, side_up)
 
@@ -182,6 +200,7 @@ def client_backward(
     """Decompresses the gradient of the cut and carries it through the client's half.
 
     Args:
+        duplex: the compressors of both directions.
         client: as `client_forward` returned it.
         pending: what `client_forward` kept.
         payload: what came down.
@@ -246,7 +265,14 @@ def fused_step(
     """Runs client forward, server step and client backward in one function, for one jit.
 
     Args:
+        model: both halves' functions.
+        duplex: the compressors of both directions.
+        loss_fn: of the task.
+        client: what the client holds.
+        server: what the server holds.
         batch: (inputs, targets).
+        side_up: of the uplink.
+        side_down: of the downlink.
 
     Returns:
         (what was computed, the client, the server), both with new states and their old parameters. A skipped uplink
@@ -273,5 +299,5 @@ def message(compressor: Compressor, payload: PyTree, x: Array, x_hat: Array) -> 
 
 
 def select(condition: Array, if_true: PyTree, if_false: PyTree) -> PyTree:
-    """Returns one of two pytrees of the same structure, by a traced scalar; leaves that are the same object stay as they are."""
+    """Returns one of two alike pytrees by a traced scalar; a leaf that is one object in both stays as it is."""
     return jax.tree.map(lambda a, b: a if a is b else jnp.where(condition, a, b), if_true, if_false)

@@ -1,6 +1,7 @@
 """Payload to frame and back: real bytes, trimmed to the rank, checked before anything is allocated.
 
-The layout is `nscjax.layout`'s; numbers are little-endian, as on every machine that JAX runs on. A frame that cannot be decoded raises `WireError`, whatever the bytes are.
+The layout is `nscjax.layout`'s; numbers are little-endian, as on every machine that JAX runs on. A frame that cannot
+be decoded raises `WireError`, whatever the bytes are.
 """
 
 import dataclasses
@@ -46,8 +47,8 @@ def decode(frame: bytes, like: PyTree = None, max_bytes: int = MAX_BYTES) -> PyT
 
     Args:
         frame: bytes from anywhere.
-        like: a payload (of arrays or `jax.ShapeDtypeStruct`s) whose type, shapes and metadata the frame must have: what both
-            ends agreed on. Without it the frame's own header is believed, as far as `max_bytes` goes.
+        like: a payload (of arrays or `jax.ShapeDtypeStruct`s) whose type, shapes and metadata the frame must have:
+            what both ends agreed on. Without it the frame's own header is believed, as far as `max_bytes` goes.
         max_bytes: the largest frame, padded array and decompressed tensor allowed, in bytes.
 
     Raises:

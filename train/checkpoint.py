@@ -26,6 +26,7 @@ class Checkpoints:
         """Saves the state after `step` steps; an earlier one of the same step stays.
 
         Args:
+            step: how many steps were made.
             state: any pytree of arrays.
             counts: JSON-ready values that the host keeps.
         """
@@ -42,7 +43,9 @@ class Checkpoints:
         step = self._manager.latest_step()
         wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), _by_path(like))
         try:
-            found = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted)))["state"]
+            found = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted)))[
+                "state"
+            ]
         except (ValueError, KeyError, OSError, TypeError) as problem:
             raise check.error(
                 "checkpoint", str(self._manager.directory / str(step)), "one that this run wrote",
@@ -50,8 +53,12 @@ class Checkpoints:
             ) from problem  # fmt: skip
         return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in wanted])
 
-    def close(self) -> None:
-        """Waits for what is under way and lets go of the folder."""
+    def __enter__(self) -> "Checkpoints":
+        """Returns itself."""
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        """Lets go of the folder."""
         self._manager.close()
 
 
@@ -94,7 +101,9 @@ def load_half(folder: Path) -> tuple[tuple[PyTree, PyTree], dict[str, Any]]:
         InputError: there is no saved half in `folder`.
     """
     if not (folder / "about").is_dir():
-        raise check.error("folder of a trained half", str(folder), "a folder written by save_half, such as halves/client")
+        raise check.error(
+            "folder of a trained half", str(folder), "a folder written by save_half, such as halves/client"
+        )
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         items = ocp.args.Composite(half=ocp.args.StandardRestore(), about=ocp.args.JsonRestore())
         found = checkpointer.restore(folder.resolve(), args=items)

@@ -56,7 +56,10 @@ def build(
     """Returns the direction `name` ("up" or "down") for cut tensors of `spec`.
 
     Args:
+        name: of the direction.
+        config: of it.
         view: as `choose_view` chose it.
+        spec: of a cut tensor.
         num_samples: of the training set, for per-sample feedback.
         least_budget: the smallest budget that the link is known to give, in bytes.
 
@@ -73,9 +76,7 @@ def build(
             f"at least {least} bytes", f"Lower compress.{name}.ratio to {measure.raw_bytes(spec.shape) / least:.0f} "
             "or less, or raise link.deadline_s.",
         )  # fmt: skip
-    wrapped = compress.with_feedback(
-        compressor, config.feedback, decay=config.feedback_decay, num_samples=num_samples
-    )
+    wrapped = compress.with_feedback(compressor, config.feedback, decay=config.feedback_decay, num_samples=num_samples)
     return Direction(wrapped, cap, settings)
 
 

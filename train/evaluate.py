@@ -40,7 +40,7 @@ class Carry(NamedTuple):
 
 def evaluate(
     eval_step: Callable, state: states.TrainState, x: Array, y: Array, batch_size: int, num_classes: int,
-    progress: Callable[[int, int], Any] = lambda done, total: None,
+    progress: Callable[[int, int], Any] = lambda _done, _total: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Returns the fields of an evaluation: loss, accuracy, balanced_accuracy, accuracy_uncompressed, eval_up_bytes.
 

@@ -2,16 +2,17 @@
 
 import dataclasses
 import hashlib
-import math
-from typing import Any
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from nscjax.types import PyTree
-from train.state import Metrics
-
-WAYS = ("up", "down")
+from train.run_folder import MetricsFile
+from train.state import TENSORS, Metrics
+from train.terminal import Terminal
 
 
 @dataclasses.dataclass
@@ -62,9 +63,9 @@ def train_line(metrics: Metrics, totals: Totals, epoch: int) -> dict[str, Any]:
         "accuracy": float(metrics.accuracy),
     }
     messages = {"up": metrics.up, "down": metrics.down}
-    line |= {f"{way}_bytes": int(messages[way].num_bytes) for way in WAYS}
-    line |= {f"{way}_rank": None if messages[way].rank is None else int(messages[way].rank) for way in WAYS}
-    line |= {f"{way}_distortion": float(messages[way].distortion) for way in WAYS}
+    line |= {f"{way}_bytes": int(message.num_bytes) for way, message in messages.items()}
+    line |= {f"{way}_rank": None if message.rank is None else int(message.rank) for way, message in messages.items()}
+    line |= {f"{way}_distortion": float(message.distortion) for way, message in messages.items()}
     line["up_budget_bytes"] = int(metrics.up_budget_bytes)
     line["down_budget_bytes"] = int(metrics.down_budget_bytes)
     line |= {"up_skipped": totals.up_skipped, "down_skipped": totals.down_skipped}
@@ -123,11 +124,108 @@ def params_sha256(params: PyTree) -> str:
     return digest.hexdigest()
 
 
-def is_due(step: int, every: int, steps_per_epoch: int, num_steps: int) -> bool:
-    """Returns whether something done every `every` steps (0: once an epoch), and at the end, is due after `step`."""
-    return step % (every or steps_per_epoch) == 0 or step == num_steps
+class Broken(Exception):
+    """A step met a number that is not finite; the message names the tensor."""
 
 
-def epoch_of(step: int, steps_per_epoch: int) -> int:
-    """Returns the epoch, counted from 1, that step number `step`, counted from 1, belongs to."""
-    return math.ceil(step / steps_per_epoch)
+class Calendar(NamedTuple):
+    """What happens after which step; steps and epochs are counted from 1.
+
+    Attributes:
+        num_steps: of the whole run.
+        steps_per_epoch: of one pass over the training data.
+        log_every: steps from one line of metrics to the next.
+        eval_every: steps from one evaluation to the next; 0 is once an epoch.
+        checkpoint_every: the same for checkpoints.
+    """
+
+    num_steps: int
+    steps_per_epoch: int
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+
+    def epoch(self, step: int) -> int:
+        """Returns the epoch that `step` belongs to."""
+        return -(-step // self.steps_per_epoch)
+
+    def is_log_due(self, step: int) -> bool:
+        """Returns whether a line of metrics is written after `step`."""
+        return self._is_due(step, self.log_every)
+
+    def is_eval_due(self, step: int) -> bool:
+        """Returns whether the network is evaluated after `step`."""
+        return self._is_due(step, self.eval_every)
+
+    def is_checkpoint_due(self, step: int) -> bool:
+        """Returns whether a checkpoint is saved after `step`."""
+        return self._is_due(step, self.checkpoint_every)
+
+    def _is_due(self, step: int, every: int) -> bool:
+        return step % (every or self.steps_per_epoch) == 0 or step == self.num_steps
+
+
+class Journal:
+    """Keeps the totals, writes `metrics.jsonl` and tells the terminal; a checkpoint holds its `counts`."""
+
+    def __init__(
+        self, path: Path, terminal: Terminal, calendar: Calendar, raw_message_bytes: int, counts: dict[str, Any] | None
+    ) -> None:
+        """Opens the journal of a run, or goes on with it.
+
+        Args:
+            path: of `metrics.jsonl`.
+            terminal: where a person looks.
+            calendar: when lines are written.
+            raw_message_bytes: of one cut tensor in float32.
+            counts: of the checkpoint that the run goes on from, or None.
+        """
+        self.totals = Totals(**counts["totals"]) if counts else Totals()
+        self.last_eval: dict[str, Any] = counts["last_eval"] if counts else {}
+        self._file = MetricsFile(path, self.totals.metrics_bytes)
+        self._terminal, self._calendar, self._raw_message_bytes = terminal, calendar, raw_message_bytes
+        self._started = time.monotonic() - self.totals.wall_seconds
+
+    def __enter__(self) -> "Journal":
+        """Returns itself."""
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def step(self, metrics: Metrics) -> None:
+        """Takes in the metrics of the next step; waits for them.
+
+        Raises:
+            Broken: a number was not finite. The step then does not count.
+        """
+        metrics = jax.device_get(metrics)
+        if metrics.broken >= 0:
+            raise Broken(TENSORS[int(metrics.broken)])
+        self.totals.add(metrics)
+        line = train_line(metrics, self.totals, self._calendar.epoch(self.totals.steps))
+        if self._calendar.is_log_due(self.totals.steps):
+            self._file.write(line)
+        self._terminal.step(line, self.ratio())
+
+    def evaluated(self, scores: dict[str, Any]) -> None:
+        """Takes in the scores of an evaluation."""
+        self.last_eval = eval_line(scores, self.totals, self._calendar.epoch(self.totals.steps))
+        self._file.write(self.last_eval)
+        self._terminal.evaluated(self.last_eval, self.ratio())
+
+    def ratio(self) -> float:
+        """Returns raw float32 bytes over bytes sent so far, both directions together."""
+        return self.totals.ratio(self._raw_message_bytes)
+
+    def counts(self) -> dict[str, Any]:
+        """Returns what a checkpoint holds of the journal, JSON-ready; all lines are on disk by then."""
+        self.totals.wall_seconds = time.monotonic() - self._started
+        self.totals.metrics_bytes = self._file.num_bytes()
+        return {"totals": dataclasses.asdict(self.totals), "last_eval": self.last_eval}
+
+    def summary(self, seed: int, client: PyTree, server: PyTree) -> dict[str, Any]:
+        """Returns what `summary.json` holds; `client` and `server` are the trained parameters."""
+        self.totals.wall_seconds = time.monotonic() - self._started
+        return summary(self.last_eval, self.totals, self._raw_message_bytes, seed, client, server)

@@ -4,10 +4,9 @@
 before the next one is under way: it reads the metrics of step n after it has sent off step n + 1.
 """
 
-import dataclasses
+import functools
 import json
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from nscjax import check, measure, split
+from nscjax.split import Half
 from nscjax.types import Array
 from train import checkpoint, compression, evaluate, journal, report, run_folder
 from train import config as configs
@@ -24,7 +24,7 @@ from train import state as states
 from train.config import Config
 from train.data import Dataset, load
 from train.data.batches import epoch_key, epoch_order, take_batch
-from train.setup import Half, architecture_of, initial_mbps, network, set_up
+from train.setup import architecture_of, initial_mbps, network, set_up
 from train.terminal import Terminal
 
 Advance = Callable[[states.TrainState, int], tuple[states.TrainState, states.Metrics]]
@@ -39,18 +39,14 @@ class Fitted(NamedTuple):
         model: both halves' functions.
         client: the client's half, (params, running state).
         server: the server's half.
-        summary: as in `summary.json`; None if a signal ended the run.
+        summary: as in `summary.json`; empty if a signal ended the run.
     """
 
     exit_code: int
     model: split.SplitModel
     client: Half
     server: Half
-    summary: dict[str, Any] | None
-
-
-class Broken(Exception):
-    """A step met a number that is not finite."""
+    summary: dict[str, Any]
 
 
 def run(config: Config, explicit: frozenset[str] = frozenset()) -> int:
@@ -94,125 +90,134 @@ def fit(
         InputError: config, data and model do not fit together, the run folder holds another run, or a number was not
             finite (after a checkpoint of the last good state).
     """
-    started = time.monotonic()
     run_folder.require_free(config)
-    steps_per_epoch = _steps_per_epoch(config, dataset)
-    num_steps = config.train.steps or config.train.epochs * steps_per_epoch
+    calendar = _calendar(config, dataset)
     about: dict[str, Any] = {}
     if model is None:
         model, client, server = network(config, dataset)
         about = {"architecture": architecture_of(config, dataset)}
     if client is None or server is None:
         raise check.error("client and server", None, "(params, state) of each half", "Your own model brings its own.")
-    resumed = checkpoint.read_counts(Path(config.run_dir) / "checkpoints") if config.train.resume else None
-    views = resumed["views"] if resumed else None
-    setup, spec, settings = set_up(config, dataset, model, client, server, num_steps, views)
-    views = {way: settings[way].get("view", "") for way in journal.WAYS}
+    counts = checkpoint.read_counts(Path(config.run_dir) / "checkpoints") if config.train.resume else None
+    setup, spec, settings = set_up(
+        config, dataset, model, client, server, calendar.num_steps, counts["views"] if counts else None
+    )
     state = states.init(setup, spec, client, server, initial_mbps(config))
+
+    # From here on the run folder is ours: all that can be refused has been.
     folder = run_folder.claim(config)
-    checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
-    totals = journal.Totals()
-    if resumed:
-        state, totals = checkpoints.restore(state), journal.Totals(**resumed["totals"])
+    done = counts["totals"]["steps"] if counts else 0
+    with (
+        checkpoint.Checkpoints(folder / "checkpoints") as checkpoints,
+        Terminal(calendar.num_steps, done) as terminal,
+        journal.Journal(folder / "metrics.jsonl", terminal, calendar, measure.raw_bytes(spec.shape), counts) as log,
+        _Signals() as signals,
+    ):
+        _announce(terminal, config, settings, explicit, spec, done)
+        if counts:
+            state = checkpoints.restore(state)
+        views = {way: settings[way].get("view", "") for way in settings}
+        advance = _advance(setup, config, dataset, calendar, done)
+        score = _scorer(setup, config, dataset, terminal)
 
-    raw_message_bytes = measure.raw_bytes(spec.shape)
-    metrics_file = run_folder.MetricsFile(folder / "metrics.jsonl", totals.metrics_bytes)
-    advance = _advance(setup, config, dataset, steps_per_epoch, totals.steps, num_steps)
-    eval_step = evaluate.make_step(setup, config.train.batch_size, dataset.num_classes)
-    test_set = jnp.asarray(dataset.x_test), jnp.asarray(dataset.y_test)
-    wall_before = totals.wall_seconds
-    last_eval: dict[str, Any] = {}
+        def save(state: states.TrainState) -> None:
+            checkpoints.save(log.totals.steps, state, {**log.counts(), "views": views})
 
-    with Terminal(num_steps, totals.steps) as terminal, _Signals() as signals:
-        _announce(terminal, config, settings, explicit, spec, resumed)
-
-        def take(metrics: states.Metrics) -> None:
-            metrics = jax.device_get(metrics)
-            if metrics.broken >= 0:
-                raise Broken(states.TENSORS[metrics.broken])
-            totals.add(metrics)
-            line = journal.train_line(metrics, totals, journal.epoch_of(totals.steps, steps_per_epoch))
-            if totals.steps % config.train.log_every == 0 or totals.steps == num_steps:
-                metrics_file.write(line)
-            terminal.step(line, totals.ratio(raw_message_bytes))
-
-        def score() -> dict[str, Any]:
-            scores = evaluate.evaluate(
-                eval_step, state, *test_set, config.train.batch_size, dataset.num_classes, terminal.evaluating
-            )
-            line = journal.eval_line(scores, totals, journal.epoch_of(totals.steps, steps_per_epoch))
-            metrics_file.write(line)
-            terminal.evaluated(line, totals.ratio(raw_message_bytes))
-            return line
-
-        def save() -> None:
-            totals.wall_seconds = wall_before + time.monotonic() - started
-            totals.metrics_bytes = metrics_file.num_bytes()
-            counts = {"totals": dataclasses.asdict(totals), "views": views, "last_eval": last_eval}
-            checkpoints.save(totals.steps, state, counts)
-
-        last_eval = resumed["last_eval"] if resumed else {}
-        pending = None
         try:
-            for step in range(totals.steps, num_steps):
-                state, metrics = advance(state, step)
-                if pending is not None:
-                    take(pending)
-                pending = metrics
-                eval_due = journal.is_due(step + 1, config.train.eval_every, steps_per_epoch, num_steps)
-                save_due = journal.is_due(step + 1, config.train.checkpoint_every, steps_per_epoch, num_steps)
-                if eval_due or save_due or signals.received:
-                    take(pending)
-                    pending = None
-                if eval_due:
-                    last_eval = score()
-                if save_due or signals.received:
-                    save()
-                if signals.received:
-                    terminal.say(f"stopped at step {totals.steps}; go on with --train.resume true")
-                    return _fitted(128 + signals.received, model, state, None)
-        except Broken as broken:
-            state = state._replace(is_sound=jnp.asarray(True))
-            save()
+            state = _train(state, advance, score, save, calendar, log, signals)
+        except journal.Broken as broken:
             raise check.InputError(
-                f"step {totals.steps + 1}: {broken} not finite; the last good state, after step {totals.steps}, is in "
-                f"{folder / 'checkpoints'}. A lower train.learning_rate or a longer train.warmup is the usual cure."
+                f"step {log.totals.steps + 1}: {broken} not finite. The last good state, after step "
+                f"{log.totals.steps}, is in {folder / 'checkpoints'}. A lower train.learning_rate or a longer "
+                "train.warmup is the usual cure; it needs a run_dir of its own."
             ) from None
-        finally:
-            metrics_file.close()
-            checkpoints.close()
-        totals.wall_seconds = wall_before + time.monotonic() - started
-        summary = journal.summary(
-            last_eval, totals, raw_message_bytes, config.seed, state.client.params, state.server.params
-        )
-        fitted = _fitted(0, model, state, summary)
+        if signals.received:
+            terminal.say(f"stopped after step {log.totals.steps}; --train.resume true goes on from here")
+            return _fitted(128 + signals.received, model, state, {})
+        fitted = _fitted(0, model, state, log.summary(config.seed, state.client.params, state.server.params))
         for name, half in (("client", fitted.client), ("server", fitted.server)):
             checkpoint.save_half(folder / "halves" / name, half, {**about, **_inputs_of(setup)})
-        run_folder.write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+        run_folder.write_whole(folder / "summary.json", json.dumps(fitted.summary, indent=2) + "\n")
         page = report.write(folder)
-    terminal.finished(summary, page)
+    terminal.finished(fitted.summary, page)
     return fitted
 
 
-def _fitted(exit_code, model, state, summary) -> Fitted:
+def _fitted(
+    exit_code: int, model: split.SplitModel, state: states.TrainState, summary: dict[str, Any]
+) -> Fitted:
     client, server = state.client, state.server
     return Fitted(exit_code, model, (client.params, client.state), (server.params, server.state), summary)
 
 
-def _steps_per_epoch(config: Config, dataset: Dataset) -> int:
-    batch_size = config.train.batch_size
-    if batch_size > len(dataset.x_train):
-        raise check.error("train.batch_size", batch_size, f"at most {len(dataset.x_train)}, the training samples there are")
-    return len(dataset.x_train) // batch_size
+def _train(
+    state: states.TrainState,
+    advance: Advance,
+    score: Callable[[states.TrainState], dict[str, Any]],
+    save: Callable[[states.TrainState], None],
+    calendar: journal.Calendar,
+    log: journal.Journal,
+    signals: "_Signals",
+) -> states.TrainState:
+    """Returns the state after the last step, or after the one at which a signal came.
+
+    Raises:
+        Broken: a number was not finite; the last good state has been saved.
+    """
+    pending = None
+    try:
+        for step in range(log.totals.steps, calendar.num_steps):
+            state, metrics = advance(state, step)
+            if pending is not None:
+                log.step(pending)
+            pending = metrics
+            is_eval_due, is_save_due = calendar.is_eval_due(step + 1), calendar.is_checkpoint_due(step + 1)
+            if is_eval_due or is_save_due or signals.received:
+                log.step(pending)
+                pending = None
+            if is_eval_due:
+                log.evaluated(score(state))
+            if is_save_due or signals.received:
+                save(state)
+            if signals.received:
+                break
+    except journal.Broken:
+        # The steps after the broken one left the state as it was: it is the last good one.
+        save(state._replace(is_sound=jnp.asarray(True)))
+        raise
+    return state
 
 
-def _advance(
-    setup: states.Setup, config: Config, dataset: Dataset, steps_per_epoch: int, start_step: int, num_steps: int
-) -> Advance:
+def _calendar(config: Config, dataset: Dataset) -> journal.Calendar:
+    settings, num_train = config.train, len(dataset.x_train)
+    if settings.batch_size > num_train:
+        raise check.error(
+            "train.batch_size", settings.batch_size, f"at most {num_train}, the training samples there are"
+        )
+    steps_per_epoch = num_train // settings.batch_size
+    num_steps = settings.steps or settings.epochs * steps_per_epoch
+    return journal.Calendar(
+        num_steps, steps_per_epoch, settings.log_every, settings.eval_every, settings.checkpoint_every
+    )
+
+
+def _scorer(
+    setup: states.Setup, config: Config, dataset: Dataset, terminal: Terminal
+) -> Callable[[states.TrainState], dict[str, Any]]:
+    """Returns the function that evaluates a state on the test set."""
+    x, y = jnp.asarray(dataset.x_test), jnp.asarray(dataset.y_test)
+    step = evaluate.make_step(setup, config.train.batch_size, dataset.num_classes)
+    return functools.partial(
+        evaluate.evaluate, step, x=x, y=y, batch_size=config.train.batch_size, num_classes=dataset.num_classes,
+        progress=terminal.evaluating,
+    )  # fmt: skip
+
+
+def _advance(setup: states.Setup, config: Config, dataset: Dataset, calendar: journal.Calendar, done: int) -> Advance:
     """Returns the function that makes one step: from data on the device, or streamed from the host."""
     if config.data.stream:
-        return _advance_streamed(setup, config, dataset, start_step, num_steps)
-    return _advance_on_device(setup, config, dataset, steps_per_epoch)
+        return _advance_streamed(setup, config, dataset, done, calendar.num_steps)
+    return _advance_on_device(setup, config, dataset, calendar.steps_per_epoch)
 
 
 def _advance_on_device(setup: states.Setup, config: Config, dataset: Dataset, steps_per_epoch: int) -> Advance:
@@ -246,7 +251,7 @@ def _advance_streamed(
         num_steps=num_steps, start_step=start_step,
     )  # fmt: skip
     jitted = jax.jit(lambda state, *batch: states.train_step(setup, state, *batch), donate_argnums=0)
-    return lambda state, step: jitted(state, *next(batches))
+    return lambda state, _step: jitted(state, *next(batches))
 
 
 def _inputs_of(setup: states.Setup) -> dict[str, Any]:
@@ -256,18 +261,20 @@ def _inputs_of(setup: states.Setup) -> dict[str, Any]:
     return {"mean": [float(value) for value in setup.mean], "std": [float(value) for value in setup.std]}
 
 
-def _announce(terminal, config, settings, explicit, spec, resumed) -> None:
+def _announce(
+    terminal: Terminal, config: Config, settings: dict[str, dict[str, Any]], explicit: frozenset[str],
+    spec: jax.ShapeDtypeStruct, done: int,
+) -> None:  # fmt: skip
     """Says what is going to run."""
     terminal.say(f"{config.run_dir}: {config.data.name}, {config.model.name} cut after {config.model.cut} {spec.shape}")
-    for way in journal.WAYS:
-        direction = getattr(config.compress, way)
+    for way, direction in (("up", config.compress.up), ("down", config.compress.down)):
         used = ", ".join(f"{key} {value}" for key, value in settings[way].items())
         terminal.say(f"{way:>4}: {direction.method}" + (f" ({used})" if used else ""))
         unused = configs.unused_keys(explicit, way, compression.parameters(direction))  # type: ignore[arg-type]
         if unused:
             terminal.say(f"      ignored, for {direction.method} does not use them: {', '.join(unused)}")
-    if resumed:
-        terminal.say(f"resumed after step {resumed['totals']['steps']}")
+    if done:
+        terminal.say(f"resumed after step {done}")
 
 
 class _Signals:
@@ -286,6 +293,6 @@ class _Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
         self.received = number
         signal.signal(number, self._before[number])

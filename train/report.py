@@ -113,9 +113,7 @@ def read(run_dir: Path) -> Run:
     """
     config_path = run_dir / "config.toml"
     if not config_path.is_file():
-        raise check.error(
-            "the run folder", str(run_dir), "a folder with a config.toml", "Give the run_dir of a run."
-        )
+        raise check.error("the run folder", str(run_dir), "a folder with a config.toml", "Give the run_dir of a run.")
     try:
         config = config_path.read_text(encoding="utf-8")
         settings = tomllib.loads(config)
@@ -377,11 +375,7 @@ def _without_gaps(plot: Plot) -> Plot:
     for panel in plot.panels:
         drawn = [line for line in panel.series if len(line.x)]
         if panel.scale == "log":
-            drawn = [
-                line._replace(x=line.x[line.y > 0], y=line.y[line.y > 0])
-                for line in drawn
-                if np.any(line.y > 0)
-            ]
+            drawn = [line._replace(x=line.x[line.y > 0], y=line.y[line.y > 0]) for line in drawn if np.any(line.y > 0)]
         if drawn:
             panels.append(panel._replace(series=drawn))
     if any(line.is_faint for panel in panels for line in panel.series):
@@ -481,9 +475,7 @@ def _label_ends(axes: Axes, series: list[Series], theme: dict[str, str], gap: fl
         heights.append(max(height, heights[-1] + gap) if heights else height)
     excess = max(0.0, heights[-1] - 1) if heights else 0.0
     for height, (_, line) in zip(heights, ends, strict=True):
-        axes.text(
-            1.03, height - excess, line.label, color=theme[line.tone], va="center", transform=axes.transAxes
-        )
+        axes.text(1.03, height - excess, line.label, color=theme[line.tone], va="center", transform=axes.transAxes)
 
 
 def _save(plot: Plot, folder: Path) -> None:
@@ -551,9 +543,7 @@ def _sum(first: Any, second: Any) -> Any:
 
 def _traffic(facts: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """Returns rows (direction, sent, raw, ratio)."""
-    pairs = {
-        name: (facts.get(f"total_{name}_bytes"), facts.get(f"raw_{name}_bytes")) for name in ("up", "down")
-    }
+    pairs = {name: (facts.get(f"total_{name}_bytes"), facts.get(f"raw_{name}_bytes")) for name in ("up", "down")}
     pairs["both"] = (_sum(pairs["up"][0], pairs["down"][0]), _sum(pairs["up"][1], pairs["down"][1]))
     return [(name, byte_size(sent), byte_size(raw), times(raw, sent)) for name, (sent, raw) in pairs.items()]
 

@@ -10,14 +10,12 @@ import numpy as np
 from nscjax import check, models, split
 from nscjax import link as links
 from nscjax.compress import Duplex
-from nscjax.types import Array, PyTree
+from nscjax.split import Half
+from nscjax.types import Array
 from train import compression, optimise
 from train import state as states
 from train.config import Config
 from train.data import Dataset, can_flip
-
-Half = tuple[PyTree, PyTree]
-"""A half's (params, running state)."""
 
 
 def network(config: Config, dataset: Dataset) -> tuple[split.SplitModel, Half, Half]:
@@ -25,7 +23,9 @@ def network(config: Config, dataset: Dataset) -> tuple[split.SplitModel, Half, H
     batch_shape = (config.train.batch_size, *dataset.x_train.shape[1:])
     architecture = architecture_of(config, dataset)
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
-    client, server = models.init(key=key, x_spec=jax.ShapeDtypeStruct(batch_shape, jnp.float32), **architecture)
+    x_spec = jax.ShapeDtypeStruct(batch_shape, jnp.float32)
+    # In one jit: hundreds of small programs otherwise.
+    client, server = jax.jit(lambda key: models.init(key=key, x_spec=x_spec, **architecture))(key)
     return models.build(**architecture), client, server
 
 
@@ -46,9 +46,14 @@ def set_up(
     """Returns (setup, spec of a cut tensor, settings by direction).
 
     Args:
+        config: of the run.
+        dataset: what is learned from; its first batch is used to choose views.
+        model: both halves' functions.
+        client: (params, running state) of the client's half.
+        server: the same of the server's.
         num_steps: of the whole run, for the learning rate's schedule.
-        views: the views by direction if they were chosen before (a resumed run), else None: they are then measured on the
-            first batch, the uplink's on activations, the downlink's on their gradients.
+        views: the views by direction if they were chosen before (a resumed run), else None: they are then measured on
+            the first batch, the uplink's on activations, the downlink's on their gradients.
 
     Raises:
         InputError: names, shapes, budgets or traces that do not fit.
@@ -90,7 +95,7 @@ def set_up(
 
 
 def _first_crossing(
-    setup: states.Setup, client: Half, server: Half, x: Array, y: Array
+    setup: states.Setup, client: Half, server: Half, x: np.ndarray, y: np.ndarray
 ) -> tuple[Array, Array]:
     """Returns the activations of the cut and their gradient on one batch, with nothing compressed."""
 
@@ -130,7 +135,7 @@ def _trace(name: str | None, mbps: float | None) -> links.Trace:
 
 
 def initial_mbps(config: Config) -> tuple[float, float]:
-    """Returns (up, down) the bandwidth to reckon with before the first transfer: a constant link's own rate is known."""
+    """Returns (up, down) the bandwidth in Mbit/s to reckon with before the first transfer: a constant link's own."""
     settings = config.link
     return settings.up_mbps or settings.initial_mbps, settings.down_mbps or settings.initial_mbps
 

@@ -1,7 +1,7 @@
 """What a run carries from step to step, and the step: one jitted function from state to state.
 
-Whatever goes wrong numerically is a value: after a non-finite loss, activation or gradient the state stays as it was before that
-step, for good, so that the host, which looks one step later, still finds the last good one.
+Whatever goes wrong numerically is a value: after a non-finite loss, activation or gradient the state stays as it was
+before that step, for good, so that the host, which looks one step later, still finds the last good one.
 """
 
 from collections.abc import Callable
@@ -110,6 +110,7 @@ def init(setup: Setup, spec: jax.ShapeDtypeStruct, client: tuple, server: tuple,
     """Returns the state before the first step.
 
     Args:
+        setup: of the run.
         spec: of a cut tensor.
         client: (params, running state) of the client's half.
         server: the same of the server's.
@@ -144,6 +145,8 @@ def train_step(setup: Setup, state: TrainState, x: Array, y: Array, sample_ids: 
     """Makes one step of split training on one batch; pure, for one jit with `state` donated.
 
     Args:
+        setup: of the run.
+        state: used up, where donated.
         x: uint8 images [B, H, W, C], or inputs that are taken as they are.
         y: int32 labels [B].
         sample_ids: int32 [B].
@@ -166,9 +169,7 @@ def train_step(setup: Setup, state: TrainState, x: Array, y: Array, sample_ids: 
     client_params, client_optimiser = _update(setup, rate, client.params, state.client_optimiser, step.client_grads)
     server_params, server_optimiser = _update(setup, rate, server.params, state.server_optimiser, step.server_grads)
     client_stays = step.up.is_skipped | step.down.is_skipped
-    link, up_s, down_s = links.exchange(
-        setup.link, setup.estimator, state.link, step.up.num_bytes, step.down.num_bytes
-    )
+    link, up_s, down_s = links.exchange(setup.link, setup.estimator, state.link, step.up.num_bytes, step.down.num_bytes)
     moved = TrainState(
         client=client._replace(params=split.select(client_stays, client.params, client_params)),
         server=server._replace(params=split.select(step.up.is_skipped, server.params, server_params)),
@@ -190,11 +191,11 @@ def key_of(setup: Setup, purpose: str) -> Key:
 
 
 def _budgets(setup: Setup, link_state: PyTree) -> tuple[Array, Array]:
-    caps = tuple(jnp.asarray(cap, jnp.int32) for cap in setup.caps)
+    up, down = (jnp.asarray(cap, jnp.int32) for cap in setup.caps)
     if setup.deadline_s is None:
-        return caps
-    afforded = links.budgets(setup.link, setup.estimator, link_state, setup.deadline_s)
-    return tuple(jnp.minimum(cap, budget) for cap, budget in zip(caps, afforded))
+        return up, down
+    up_link, down_link = links.budgets(setup.link, setup.estimator, link_state, setup.deadline_s)
+    return jnp.minimum(up, up_link), jnp.minimum(down, down_link)
 
 
 def _update(setup: Setup, rate: Array, params: PyTree, optimiser: PyTree, grads: PyTree) -> tuple[PyTree, PyTree]:

@@ -1,7 +1,7 @@
 """Compressors of cut tensors.
 
-`METHODS` maps every method's config name to its factory (keyword arguments with defaults, returns a `Compressor`); all of
-them pass one contract test. `error_feedback` and `delta` wrap any of them; `calibrate` picks a view by measurement.
+`METHODS` maps every method's config name to its factory (keyword arguments with defaults, returns a `Compressor`); all
+of them pass one contract test. `error_feedback` and `delta` wrap any of them; `calibrate` picks a view by measurement.
 """
 
 from collections.abc import Callable

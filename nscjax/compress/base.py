@@ -1,7 +1,8 @@
 """What a compressor is: `SideInfo`, `Compressor`, `Duplex`, and the compressor that does nothing.
 
-A compressor is a tuple of pure functions. State goes in and comes out as an ordinary value; the sender's (`enc`) and the
-receiver's (`dec`) are separate. A payload is a pytree of arrays with static metadata (`nscjax.layout`): nothing else crosses.
+A compressor is a tuple of pure functions. State goes in and comes out as an ordinary value; the sender's (`enc`) and
+the receiver's (`dec`) are separate. A payload is a pytree of arrays with static metadata (`nscjax.layout`): nothing
+else crosses.
 """
 
 from collections.abc import Callable

@@ -10,14 +10,14 @@ from nscjax.compress.base import Compressor, SideInfo
 from nscjax.types import Array, Key
 
 MESSAGES = 4
-"""How often the tensor is sent to a cold compressor before it is judged: its warm basis has converged by then."""
+"""How often the tensor is sent again to a cold compressor before it is judged: its basis has converged by then."""
 
 
 def calibrate(x: Array, build: Callable[[str], Compressor], budget_bytes: int, *, key: Key | None = None) -> str:
     """Returns the name of the view in which `x` is sent with the least distortion.
 
-    Every view of the tensor's shape is tried with the compressor that `build` makes for it. This compiles a function a view and
-    is done once, outside jit; the sender does it on its own data and tells the other end the name.
+    Every view of the tensor's shape is tried with the compressor that `build` makes for it. This compiles a function a
+    view and is done once, outside jit; the sender does it on its own data and tells the other end the name.
 
     Args:
         x: a cut tensor, [B, D], [B, T, D] or [B, H, W, C].
@@ -38,17 +38,22 @@ def calibrate(x: Array, build: Callable[[str], Compressor], budget_bytes: int, *
     return min(names, key=lambda name: _distortion_when_warm(x, build(name), budget_bytes, key))
 
 
-def _distortion_when_warm(x, compressor, budget_bytes, key):
-    @jax.jit
-    def send(x, enc, side):
-        payload, enc = compressor.compress(x, enc, side)
-        return payload, enc
-
-    enc, dec = compressor.init(key, jax.ShapeDtypeStruct(x.shape, x.dtype))
+def _distortion_when_warm(x: Array, compressor: Compressor, budget_bytes: int, key: Key) -> float:
     side = SideInfo(key=key, budget_bytes=budget_bytes)
-    for _ in range(MESSAGES):
-        payload, enc = send(x, enc, side)
-    return float(measure.distortion(x, compressor.decompress(payload, dec, side)[0]))
+
+    @jax.jit
+    def send_repeatedly(x):
+        enc, dec = compressor.init(key, jax.ShapeDtypeStruct(x.shape, x.dtype))
+        # A loop, so that the compressor is compiled once; its first message only gives the payload its type.
+        payload, enc = compressor.compress(x, enc, side)
+
+        def send(_, carry):
+            return compressor.compress(x, carry[1], side)
+
+        payload, _ = jax.lax.fori_loop(0, MESSAGES, send, (payload, enc))
+        return measure.distortion(x, compressor.decompress(payload, dec, side)[0])
+
+    return float(send_repeatedly(x))
 
 
 def reachable_rank(compressor: Compressor, spec: jax.ShapeDtypeStruct, budget_bytes: int) -> int:

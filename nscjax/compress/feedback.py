@@ -68,9 +68,9 @@ class DeltaState(NamedTuple):
 def delta(compressor: Compressor, num_samples: int) -> Compressor:
     """Returns `compressor` sending the change of every sample since it was last seen.
 
-    With h_i the cache of sample i at both ends: x_i - h_i is sent as d_i, and h_i <- h_i + d_i. Ids below 0 name samples
-    that no cache holds (those of an evaluation): they are sent whole. The caches take `num_samples` cut tensors of one
-    sample, twice.
+    With h_i the cache of sample i at both ends: x_i - h_i is sent as d_i, and h_i <- h_i + d_i. Ids below 0 name
+    samples that no cache holds (those of an evaluation): they are sent whole. The caches take `num_samples` cut
+    tensors of one sample, twice.
 
     Args:
         compressor: any compressor.

@@ -1,17 +1,18 @@
 """Low-rank compression: alternating orthogonal iteration, quantised factors, in-step error compensation.
 
-The matrix view M [m, n] of the cut tensor is sent as `rank` components, M ~ left.T @ diag(scale) @ right, both factors in 16, 8
-or 4 bits. Three ideas make that good and cheap:
+The matrix view M [m, n] of the cut tensor is sent as `rank` components, M ~ left.T @ diag(scale) @ right, both factors
+in 16, 8 or 4 bits. Three ideas make that good and cheap:
 
 - the right basis is warm: it comes from the message before, so that one iteration (two products with M) is enough;
 - the components are ordered by energy, so that a rank rule can cut them anywhere, inside jit;
-- the second factor is fitted by least squares to the first one *as quantised*, so that the error of the first is made good
+- the second factor is fitted by least squares to the first one *as quantised*, so that the error of the first is made
+good
   (the error-compensated factorisation of NSC-SL, arXiv 2602.02696; the concrete form is ours).
 """
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,8 @@ from nscjax.compress.rank import RankRule
 from nscjax.types import Array, Shape
 
 OVERSAMPLE = 8
-"""Columns of the warm basis beyond `max_rank`: they let the last sent components converge (see `benchmarks/factorise.py`)."""
+"""Columns of the warm basis beyond `max_rank`: they let the last sent components converge (see
+`benchmarks/factorise.py`)."""
 
 
 @layout.payload(tag=2)
@@ -150,16 +152,13 @@ def decompress(payload: LowRank, dec_state: tuple, side) -> tuple[Array, tuple]:
 def _empty(shape: Shape, dtype: str, view: str, bits: int, top: int) -> LowRank:
     """Returns the payload's layout: `jax.ShapeDtypeStruct`s in the place of arrays."""
     m, n = views.matrix_shape(view, shape)
-    return LowRank(
-        rank=jax.ShapeDtypeStruct((), jnp.int32),
-        scale=jax.ShapeDtypeStruct((top,), jnp.float32),
-        left=jax.ShapeDtypeStruct((top, packed_width(m, bits)), packed_dtype(bits)),
-        right=jax.ShapeDtypeStruct((top, packed_width(n, bits)), packed_dtype(bits)),
-        shape=shape,
-        dtype=layout.DTYPES.index(dtype),
-        view=view,
-        bits=bits,
-    )
+    arrays: dict[str, Any] = {
+        "rank": jax.ShapeDtypeStruct((), jnp.int32),
+        "scale": jax.ShapeDtypeStruct((top,), jnp.float32),
+        "left": jax.ShapeDtypeStruct((top, packed_width(m, bits)), packed_dtype(bits)),
+        "right": jax.ShapeDtypeStruct((top, packed_width(n, bits)), packed_dtype(bits)),
+    }
+    return LowRank(**arrays, shape=shape, dtype=layout.DTYPES.index(dtype), view=view, bits=bits)
 
 
 def _quantised_factors(matrix, left, rank, top, bits, refits):
@@ -199,7 +198,7 @@ def _quantised(rows, is_sent, bits):
 
 
 def _least_squares(basis_km, images_kn, is_sent):
-    """Returns G^-1 images with G = basis basis.T over the rows sent, scaled to a unit diagonal and slightly regularised."""
+    """Returns G^-1 images, G = basis basis.T over the rows sent, scaled to a unit diagonal, slightly regularised."""
     gram = basis_km @ basis_km.T
     lengths = jnp.sqrt(jnp.diagonal(gram))
     is_used = is_sent & (lengths > 0)

@@ -15,11 +15,11 @@ def nsc_sl(
 ) -> Compressor:
     """Returns the NSC-SL compressor.
 
-    The rank follows the singular values and the byte budget, r = min(r_E, r_B, max_rank): the fewest components that hold
-    `energy` of the tensor, if the frame then fits `SideInfo.budget_bytes`, else as many as fit. The factors come from an
-    alternating orthogonal iteration with a warm start and are compensated for each other's quantisation. The paper's public
-    text is its abstract; all that it leaves open is our choice by measurement (`docs/results.md`). Residual feedback across
-    messages is a wrapper: `nscjax.compress.error_feedback`, `nscjax.compress.delta`.
+    The rank follows the singular values and the byte budget, r = min(r_E, r_B, max_rank): the fewest components that
+    hold `energy` of the tensor, if the frame then fits `SideInfo.budget_bytes`, else as many as fit. The factors come
+    from an alternating orthogonal iteration with a warm start and are compensated for each other's quantisation. The
+    paper's public text is its abstract; all that it leaves open is our choice by measurement (`docs/results.md`).
+    Residual feedback across messages is a wrapper: `nscjax.compress.error_feedback`, `nscjax.compress.delta`.
 
     Args:
         max_rank: the most components a frame may hold, >= 1; clipped to the matrix.

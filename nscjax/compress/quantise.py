@@ -1,8 +1,8 @@
 """Quantised rows: every row of a factor in 16, 8 or 4 bits with one scale.
 
-4 and 8 bits are uniform mid-rise levels (no level is spent on zero): value = (code - (2^bits - 1) / 2) * step. The step is the
-one of a few clipping points with the least squared error, row by row. 16 bits are float16 of the row scaled to at most 1, so
-that gradients of 1e-7 keep their precision.
+4 and 8 bits are uniform mid-rise levels (no level is spent on zero): value = (code - (2^bits - 1) / 2) * step. The
+step is the one of a few clipping points with the least squared error, row by row. 16 bits are float16 of the row
+scaled to at most 1, so that gradients of 1e-7 keep their precision.
 """
 
 import jax.numpy as jnp

@@ -1,7 +1,7 @@
 """Rank rules: how many components to send, from their energies and from what the budget affords.
 
-A rule is a pure function (energies [k] falling, total energy, affordable rank) -> int32 rank, traced: a change of rank never
-recompiles. Every rule keeps to what is affordable.
+A rule is a pure function (energies [k] falling, total energy, affordable rank) -> int32 rank, traced: a change of rank
+never recompiles. Every rule keeps to what is affordable.
 """
 
 from collections.abc import Callable
@@ -38,8 +38,8 @@ def budget() -> RankRule:
 def energy_within_budget(energy: float) -> RankRule:
     """Returns the rule r = min(r_E, r_B): fewest components that hold `energy` of the total, if affordable.
 
-    r_E = min {r >= 1 : sum_{i<=r} sigma_i^2 >= energy * ||M||_F^2}. At least one component is sent, so that a zero tensor
-    is a message like any other; with energy = 1 every component that carries anything is worth sending.
+    r_E = min {r >= 1 : sum_{i<=r} sigma_i^2 >= energy * ||M||_F^2}. At least one component is sent, so that a zero
+    tensor is a message like any other; with energy = 1 every component that carries anything is worth sending.
 
     Args:
         energy: share of the squared Frobenius norm to keep, in (0, 1].

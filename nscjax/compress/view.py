@@ -1,7 +1,7 @@
 """Views: a cut tensor as a matrix, by named axes.
 
-A view's name says which axes become rows and which columns: "BH,WC" of a [B, H, W, C] tensor is the [B*H, W*C] matrix. How
-much a low-rank factorisation loses depends on it: up to five times in error at equal bytes.
+A view's name says which axes become rows and which columns: "BH,WC" of a [B, H, W, C] tensor is the [B*H, W*C] matrix.
+How much a low-rank factorisation loses depends on it: up to five times in error at equal bytes.
 """
 
 import math

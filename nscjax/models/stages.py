@@ -20,20 +20,13 @@ Trees = dict[str, PyTree]
 def init(stages: Stages, key: Key, x_spec: jax.ShapeDtypeStruct) -> tuple[Trees, Trees]:
     """Returns the parameters and the state (running statistics) of all stages, both float32.
 
-    Stage i is initialised from ``fold_in(key, i)``, and from shapes alone: no forward pass is computed. Has its
-    own ``jax.jit``: works under ``vmap`` over keys, not inside another jit.
+    Stage i is initialised from ``fold_in(key, i)``, and from shapes alone: no forward pass is computed.
 
     Args:
         stages: the whole network, so that a stage's parameters do not depend on where the network is cut.
         key: PRNG key.
         x_spec: shape and dtype of a batch of inputs.
     """
-    # It runs once, and optimising its random draws would take several times as long as all the rest.
-    compiler_options = {"xla_backend_optimization_level": 0}
-    return jax.jit(partial(_init, stages, x_spec=x_spec), compiler_options=compiler_options)(key)
-
-
-def _init(stages: Stages, key: Key, x_spec: jax.ShapeDtypeStruct) -> tuple[Trees, Trees]:
     params, state = {}, {}
     for index, (name, stage) in enumerate(stages):
         variables = stage.lazy_init(jax.random.fold_in(key, index), x_spec, is_training=False)

@@ -279,9 +279,7 @@ def test_values_that_are_not_finite_are_left_out(tmp_path):
     run_dir = make_run(tmp_path / "run", num_lines=5, eval_every=1)
     lines = [line | {"loss": math.nan if line["step"] < 15 else math.inf} for line in metrics(run_dir)]
     write_metrics(run_dir, lines)
-    (run_dir / "summary.json").write_text(
-        json.dumps(lines[-1] | {"ratio": math.inf, "wall_seconds": math.nan})
-    )
+    (run_dir / "summary.json").write_text(json.dumps(lines[-1] | {"ratio": math.inf, "wall_seconds": math.nan}))
     assert "loss" not in names(run_dir)
     report.write(run_dir)
 
@@ -342,9 +340,7 @@ def test_broken_summary_or_config_names_the_file(tmp_path, name, text, shown):
 
 
 def test_folder_of_something_else(tmp_path):
-    with pytest.raises(
-        check.InputError, match=r"the run folder is .*; allowed: a folder with a config\.toml"
-    ):
+    with pytest.raises(check.InputError, match=r"the run folder is .*; allowed: a folder with a config\.toml"):
         report.write(tmp_path)
 
 
@@ -465,9 +461,7 @@ def test_command_on_bad_input(arguments, shown, capsys):
 
 def test_command_as_a_module_and_without_global_plot_state(tmp_path):
     """`python -m train.report` ends with the exit code of `main`; the module leaves pyplot alone."""
-    done = subprocess.run(
-        [sys.executable, "-m", "train.report", str(tmp_path)], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-m", "train.report", str(tmp_path)], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: the run folder is")
     code = "import sys; from train import report; sys.exit('matplotlib.pyplot' in sys.modules)"

@@ -1,6 +1,6 @@
 import pytest
 
-from tests.nscjax.models.shapes import count_parameters, cut_shapes
+from tests.nscjax.models.networks import count_parameters, cut_shapes
 
 
 @pytest.mark.parametrize("image_shape", [(8, 8, 1), (28, 28, 1), (32, 32, 3), (9, 13, 2)])

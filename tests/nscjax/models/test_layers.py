@@ -1,9 +1,12 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from nscjax.models.layers import HE_NORMAL, ConvNorm, Head, Norm
+from tests.nscjax.models.networks import spec
 
 KEY = jax.random.key(0)
 
@@ -26,7 +29,7 @@ def test_batch_norm_uses_the_batch_in_training_and_running_statistics_in_evaluat
     np.testing.assert_allclose(y, (x - statistics["mean"]) / np.sqrt(statistics["var"] + 1e-5), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("num_channels", "num_groups"), [(1, 1), (7, 1), (16, 1), (32, 2), (40, 2), (64, 4), (20, 1)])
+@pytest.mark.parametrize(("num_channels", "num_groups"), [(7, 1), (16, 1), (40, 2), (64, 4)])
 def test_group_norm_has_groups_of_at_least_16_channels_at_any_width(num_channels, num_groups):
     x = samples(3, 4, 4, num_channels)
     norm = Norm("group", jnp.float32)
@@ -39,16 +42,19 @@ def test_group_norm_has_groups_of_at_least_16_channels_at_any_width(num_channels
 
 @pytest.mark.parametrize(("side", "stride", "expected"), [(8, 1, 8), (8, 2, 4), (7, 2, 4), (1, 2, 1)])
 @pytest.mark.parametrize("kernel_size", [1, 3])
-def test_convolution_pads_evenly(side, stride, expected, kernel_size):
+def test_convolution_rounds_sides_up(side, stride, expected, kernel_size):
     conv = ConvNorm(5, "group", jnp.float32, stride, kernel_size)
-    x = samples(2, side, side, 3)
-    variables = conv.init(KEY, x, False)
-    assert conv.apply(variables, x, False).shape == (2, expected, expected, 5)
-    # Equal padding on all sides: turning the input and the kernel upside down turns the output upside down.
-    if side % 2:
-        turned = jax.tree.map(lambda leaf: leaf[::-1] if leaf.ndim == 4 else leaf, variables)
-        y, y_turned = conv.apply(variables, x, False), conv.apply(turned, x[:, ::-1], False)
-        np.testing.assert_allclose(y_turned[:, ::-1], y, rtol=1e-4, atol=1e-4)
+    y, _ = jax.eval_shape(partial(conv.init_with_output, is_training=False), KEY, spec(2, side, side, 3))
+    assert y.shape == (2, expected, expected, 5)
+
+
+def test_convolution_pads_evenly():
+    # So turning the image and the kernel upside down turns the result upside down.
+    conv = ConvNorm(5, "group", jnp.float32, stride=2)
+    x = samples(2, 7, 7, 3)
+    y, variables = conv.init_with_output(KEY, x, False)
+    turned = jax.tree.map(lambda leaf: leaf[::-1] if leaf.ndim == 4 else leaf, variables)
+    np.testing.assert_allclose(conv.apply(turned, x[:, ::-1], False)[:, ::-1], y, rtol=1e-4, atol=1e-4)
 
 
 def test_convolutions_keep_the_variance_of_gradients():

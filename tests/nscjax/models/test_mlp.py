@@ -1,4 +1,4 @@
-from tests.nscjax.models.shapes import count_parameters, cut_shapes
+from tests.nscjax.models.networks import count_parameters, cut_shapes
 
 
 def test_three_hidden_layers_whatever_the_shape_of_the_input():

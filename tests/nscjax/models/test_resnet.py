@@ -1,6 +1,6 @@
 import pytest
 
-from tests.nscjax.models.shapes import count_parameters, cut_shapes
+from tests.nscjax.models.networks import count_parameters, cut_shapes
 
 
 @pytest.mark.parametrize(
@@ -13,25 +13,36 @@ from tests.nscjax.models.shapes import count_parameters, cut_shapes
         ("resnet34", 64, 21_282_122),
     ],
 )
-@pytest.mark.parametrize("norm", ["batch", "group"])
-def test_number_of_parameters(name, width, expected, norm):
-    assert count_parameters(name, (32, 32, 3), width=width, norm=norm) == expected
+def test_number_of_parameters(name, width, expected):
+    assert count_parameters(name, (32, 32, 3), width=width) == expected
 
 
-@pytest.mark.parametrize(("side", "halves"), [(32, (32, 16, 8, 4)), (28, (28, 14, 7, 4)), (9, (9, 5, 3, 2))])
-def test_cut_shapes(side, halves):
-    full, half, quarter, eighth = ((side, side) for side in halves)
-    expected = {
-        "stem": (*full, 16),
-        "stage1": (*full, 16),
-        "stage2": (*half, 32),
-        "stage3": (*quarter, 64),
+def test_both_normalisations_have_as_many_parameters():
+    assert count_parameters("resnet8", (8, 8, 3), width=16, norm="group") == 78_042
+
+
+@pytest.mark.parametrize(("side", "halves"), [(32, (16, 8)), (28, (14, 7)), (9, (5, 3))])
+def test_cut_shapes_of_three_stages(side, halves):
+    half, quarter = halves
+    assert cut_shapes("resnet8", (side, side, 3), width=16) == {
+        "stem": (side, side, 16),
+        "stage1": (side, side, 16),
+        "stage2": (half, half, 32),
+        "stage3": (quarter, quarter, 64),
         "pool": (64,),
     }
-    assert cut_shapes("resnet8", (side, side, 3), width=16) == expected
-    four_stages = expected | {"stage4": (*eighth, 128), "pool": (128,)}
-    assert cut_shapes("resnet18", (side, side, 3), width=16) == four_stages
-    assert cut_shapes("resnet34", (side, side, 3), width=16) == four_stages
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34"])
+def test_cut_shapes_of_four_stages(name):
+    assert cut_shapes(name, (28, 28, 1), width=64) == {
+        "stem": (28, 28, 64),
+        "stage1": (28, 28, 64),
+        "stage2": (14, 14, 128),
+        "stage3": (7, 7, 256),
+        "stage4": (4, 4, 512),
+        "pool": (512,),
+    }
 
 
 def test_any_width_and_number_of_channels():

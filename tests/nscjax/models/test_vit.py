@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +7,7 @@ import pytest
 
 from nscjax import models
 from nscjax.check import InputError
-from tests.nscjax.models.shapes import count_parameters, cut_shapes
+from tests.nscjax.models.networks import count_parameters, cut_shapes, init, quick_jit, spec
 
 SIZES = {"width": 8, "cut": None, "num_classes": 10}
 
@@ -25,21 +27,18 @@ def test_number_of_parameters():
 def test_order_of_patches_matters():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 1)), jnp.float32)
     swapped = jnp.concatenate([x[:, 4:], x[:, :4]], axis=1)
-    _, (params, state) = models.init("vit", jax.random.key(0), x, **SIZES)
-    apply = models.build("vit", **SIZES).server_apply
-    assert np.abs(apply(params, state, x, False)[0] - apply(params, state, swapped, False)[0]).max() > 1e-3
+    _, (params, state) = init("vit", spec(*x.shape), width=8)
+    apply = quick_jit(partial(models.build("vit", **SIZES).server_apply, is_training=False))
+    assert np.abs(apply(params, state, x)[0] - apply(params, state, swapped)[0]).max() > 1e-3
     # Only because of the embedding of positions: without it the network sees a set of patches.
     embed = params["embed"] | {"position": jnp.zeros_like(params["embed"]["position"])}
     params = params | {"embed": embed}
-    np.testing.assert_allclose(
-        apply(params, state, x, False)[0], apply(params, state, swapped, False)[0], rtol=1e-3, atol=1e-4
-    )
+    np.testing.assert_allclose(apply(params, state, x)[0], apply(params, state, swapped)[0], rtol=1e-3, atol=1e-4)
 
 
 def test_images_that_are_not_whole_patches_are_refused():
-    x = jax.ShapeDtypeStruct((2, 30, 32, 3), jnp.float32)
     with pytest.raises(InputError) as caught:
-        models.init("vit", jax.random.key(0), x, **SIZES)
+        models.init("vit", jax.random.key(0), spec(2, 30, 32, 3), **SIZES)
     assert str(caught.value) == "image size is (30, 32); allowed: multiples of 4. Pad or resize the images."
 
 

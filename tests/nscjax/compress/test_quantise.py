@@ -1,0 +1,107 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from nscjax import check
+from nscjax.compress import quantise
+from tests.nscjax.tensors import normal
+
+WIDTHS = (1, 2, 7, 8)
+quantise_rows = jax.jit(quantise.quantise_rows, static_argnums=1)
+pack = jax.jit(quantise.pack, static_argnums=1)
+unpack = jax.jit(quantise.unpack, static_argnums=(1, 2))
+levels = jax.jit(quantise.levels, static_argnums=1)
+
+
+def received(rows, bits):
+    codes, scale = quantise_rows(rows, bits)
+    return np.asarray(levels(codes, bits)) * np.asarray(scale)[:, None]
+
+
+@given(st.data(), st.sampled_from(WIDTHS), st.sampled_from([4, 8]))
+def test_unpack_is_the_inverse_of_pack(data, width, bits):
+    codes = data.draw(arrays.arrays(np.uint8, (3, width), elements=st.integers(0, 2**bits - 1)))
+    packed = pack(codes, bits)
+    assert packed.shape == (3, quantise.packed_width(width, bits))
+    assert packed.dtype == quantise.packed_dtype(bits)
+    np.testing.assert_array_equal(unpack(packed, bits, width), codes)
+
+
+def test_at_4_bits_the_first_half_sits_in_the_low_nibbles():
+    packed = pack(np.uint8([[1, 2, 3, 4, 5]]), 4)
+    np.testing.assert_array_equal(packed, np.uint8([[0x41, 0x52, 0x03]]))
+
+
+@pytest.mark.parametrize(("bits", "width"), [(4, 4), (8, 7), (16, 7)])
+def test_packed_width(bits, width):
+    assert quantise.packed_width(7, bits) == width
+
+
+@pytest.mark.parametrize("bits", quantise.BITS)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_codes_and_scales(bits, width):
+    codes, scale = quantise_rows(normal((3, width)), bits)
+    assert codes.shape == (3, width)
+    assert codes.dtype == quantise.packed_dtype(bits)
+    assert scale.shape == (3,)
+    assert scale.dtype == jnp.float32
+    assert bits == 16 or int(codes.max()) < 2**bits
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_levels_are_uniform_and_symmetric_about_zero(bits):
+    values = levels(jnp.arange(2**bits, dtype=jnp.uint8)[None], bits)[0]
+    np.testing.assert_array_equal(np.diff(values), 1)
+    np.testing.assert_array_equal(values, -values[::-1])
+    assert 0 not in np.asarray(values)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_clipping_is_never_worse_than_none(bits):
+    rows = np.asarray(normal((3, 8)).at[0, 0].set(40.0))
+    step = np.abs(rows).max(axis=1) / ((2**bits - 1) / 2)
+    unclipped = (np.clip(np.floor(rows / step[:, None]), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1) + 0.5) * step[:, None]
+    error, bound = np.sum((received(rows, bits) - rows) ** 2, axis=1), np.sum((unclipped - rows) ** 2, axis=1)
+    assert (error <= bound * (1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_error_is_within_half_a_step_of_the_full_range(bits):
+    rows = np.asarray(normal((3, 8)))
+    half_step = np.abs(rows).max(axis=1) / (2**bits - 1)
+    rms = np.sqrt(np.mean((received(rows, bits) - rows) ** 2, axis=1))
+    assert (rms <= half_step).all()
+
+
+@pytest.mark.parametrize("size", [1, 1e-7, 1e-30, 1e30])
+def test_at_16_bits_precision_does_not_depend_on_the_size(size):
+    rows = np.asarray(normal((3, 8))) * np.float32(size)
+    peak = np.abs(rows).max(axis=1, keepdims=True)
+    assert (np.abs(received(rows, 16) - rows) <= 2**-11 * np.abs(rows) + 2**-24 * peak).all()
+
+
+@pytest.mark.parametrize("bits", quantise.BITS)
+def test_a_zero_row_has_scale_0_and_harms_no_other(bits):
+    rows = normal((3, 8)).at[1].set(0)
+    codes, scale = quantise_rows(rows, bits)
+    assert scale[1] == 0
+    assert np.isfinite(levels(codes, bits)).all()
+    alone, _ = quantise_rows(rows[jnp.array([0, 0, 2])], bits)
+    np.testing.assert_array_equal(codes[2], alone[2])
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_constant_row_is_exact(bits):
+    rows = np.full((3, 8), -2.5, np.float32)
+    np.testing.assert_allclose(received(rows, bits), rows, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [0, 5, 32, "8"])
+def test_other_numbers_of_bits_are_refused(bits):
+    with pytest.raises(check.InputError) as caught:
+        quantise.packed_dtype(bits)
+    assert str(caught.value) == f"factor_bits is {bits!r}; allowed: 4, 8, 16."

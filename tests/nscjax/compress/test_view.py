@@ -1,0 +1,74 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nscjax import check
+from nscjax.compress import view
+from tests.nscjax.tensors import normal, spec
+
+SHAPES = {2: (5, 7), 3: (3, 5, 7), 4: (3, 2, 5, 7)}
+CASES = [(name, SHAPES[num_axes]) for num_axes, names in view.VIEWS.items() for name in names]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("name", "shape"), CASES)
+def test_tensorise_is_the_inverse_of_matricise(name, shape, dtype):
+    def there_and_back(x):
+        matrix = view.matricise(x, name)
+        return matrix, view.tensorise(matrix, name, spec(x))
+
+    x = normal(shape, dtype)
+    matrix, back = jax.jit(there_and_back)(x)
+    assert matrix.dtype == jnp.float32
+    assert matrix.shape == view.matrix_shape(name, shape)
+    assert back.dtype == dtype
+    np.testing.assert_array_equal(back, x)
+
+
+def test_a_view_puts_its_first_axes_into_rows():
+    x = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
+    expected = np.stack([x[b, :, :, c].ravel() for b in range(2) for c in range(5)])
+    np.testing.assert_array_equal(view.matricise(jnp.asarray(x), "BC,HW"), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("BHW,C", (30, 7)), ("B,HWC", (3, 70)), ("BC,HW", (21, 10)), ("BH,WC", (6, 35))],
+)
+def test_matrix_shape(name, expected):
+    assert view.matrix_shape(name, SHAPES[4]) == expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((8, 16), "B,D"),
+        ((32, 10, 8), "B,TD"),
+        ((4, 50, 50), "BT,D"),
+        ((8, 6, 8, 64), "BHW,C"),
+        ((64, 8, 8, 16), "BH,WC"),
+    ],
+)
+def test_auto_is_the_view_with_the_smallest_component(shape, expected):
+    assert view.resolve("auto", shape) == expected
+    smallest = min(sum(view.matrix_shape(name, shape)) for name in view.names(shape))
+    assert sum(view.matrix_shape(expected, shape)) == smallest
+
+
+def test_a_name_stands_for_itself():
+    assert view.resolve("BC,HW", SHAPES[4]) == "BC,HW"
+
+
+def test_a_view_of_other_axes_is_refused():
+    with pytest.raises(check.InputError) as caught:
+        view.resolve("BT,C", (3, 5, 7))
+    assert str(caught.value) == "view is 'BT,C'; allowed: 'BT,D', 'B,TD', 'auto'. Did you mean 'BT,D'?"
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (1, 2, 3, 4, 5)])
+def test_a_tensor_without_views_is_refused(shape):
+    with pytest.raises(check.InputError) as caught:
+        view.resolve("auto", shape)
+    allowed = "2 axes (BD), 3 axes (BTD) or 4 axes (BHWC)"
+    assert str(caught.value) == f"cut tensor's shape is {shape}; allowed: {allowed}."

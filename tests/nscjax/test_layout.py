@@ -1,0 +1,99 @@
+import jax
+import jax.numpy as jnp
+import msgpack
+import numpy as np
+import pytest
+
+from nscjax import compress, layout
+from nscjax.compress.base import Dense
+from tests.nscjax.tensors import normal, side, spec
+
+SHAPE = (5, 3, 4, 7)
+compressor = compress.nsc_sl(max_rank=6, factor_bits=4, view="BH,WC")
+
+
+@pytest.fixture(scope="module")
+def payload():
+    x = normal(SHAPE)
+    enc, _ = compressor.init(jax.random.key(1), spec(x))
+    return jax.jit(compressor.compress)(x, enc, side())[0]
+
+
+def test_codes_of_dtypes_and_tags_of_payloads_are_for_ever():
+    assert (
+        *("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32"),
+        *("float16", "bfloat16", "float32", "float64"),
+    ) == layout.DTYPES
+    assert layout.PAYLOADS[1] is Dense
+    assert layout.PAYLOADS[2] is compress.LowRank
+
+
+def test_a_taken_tag_is_refused():
+    class Other:
+        values: jax.Array = layout.array()
+
+    with pytest.raises(ValueError, match="payload tag 1 is taken by Dense; take a free one"):
+        layout.payload(tag=1)(Other)
+    assert layout.PAYLOADS[1] is Dense
+
+
+def test_only_arrays_are_leaves_and_the_rest_is_static(payload):
+    leaves, treedef = jax.tree.flatten(payload)
+    assert len(leaves) == len(layout.array_fields(compress.LowRank)) == 4
+    assert all(isinstance(leaf, jax.Array) for leaf in leaves)
+    assert treedef.unflatten(leaves).view == "BH,WC"
+    assert [field.name for field in layout.static_fields(compress.LowRank)] == ["shape", "dtype", "view", "bits"]
+
+
+def test_header_is_a_msgpack_list_of_metadata_and_layouts(payload):
+    float32 = layout.DTYPES.index("float32")
+    uint8, int32 = layout.DTYPES.index("uint8"), layout.DTYPES.index("int32")
+    assert msgpack.unpackb(layout.header(payload)) == [
+        *([*SHAPE], float32, "BH,WC", 4),
+        *([int32], [float32, 6], [uint8, 6, 8], [uint8, 6, 14]),
+    ]
+
+
+def test_header_depends_on_the_layout_alone(payload):
+    emptied = jax.tree.map(jnp.zeros_like, payload)
+    shapes = jax.eval_shape(lambda tree: tree, payload)
+    assert layout.header(payload) == layout.header(emptied) == layout.header(shapes)
+
+
+def test_frame_of_rank_0_is_header_and_rank_alone(payload):
+    assert layout.frame_bytes(payload) == 6 + len(layout.header(payload)) + 4 + 4
+
+
+def test_every_component_adds_its_scale_and_its_rows(payload):
+    assert layout.frame_bytes(payload, rank=3) - layout.frame_bytes(payload) == 3 * (4 + 8 + 14)
+
+
+def test_num_bytes_follows_the_rank_inside_jit(payload):
+    num_bytes = jax.jit(layout.num_bytes)
+    for rank in (0, 1, 6):
+        counted = num_bytes(jax.tree.map(lambda leaf: leaf, payload.__class__(**{**vars(payload), "rank": rank})))
+        assert counted.dtype == jnp.int32
+        assert counted == layout.frame_bytes(payload, rank)
+
+
+def test_num_bytes_of_a_payload_without_rank_is_fixed():
+    dense = Dense(values=jnp.zeros((3, 5), jnp.bfloat16))
+    assert layout.num_bytes(dense) == layout.frame_bytes(dense) == 6 + len(layout.header(dense)) + 30 + 4
+
+
+@pytest.mark.parametrize("rank", [0, 1, 6, 100])
+def test_affordable_rank_is_the_most_that_fits(payload, rank):
+    exact = layout.frame_bytes(payload, rank)
+    assert layout.affordable_rank(payload, exact) == rank
+    assert layout.affordable_rank(payload, exact - 1) == max(rank - 1, 0)
+
+
+@pytest.mark.parametrize("budget_bytes", [0, 1, -5, np.int32(7)])
+def test_affordable_rank_is_never_negative(payload, budget_bytes):
+    affordable = layout.affordable_rank(payload, budget_bytes)
+    assert affordable == 0
+    assert affordable.dtype == jnp.int32
+
+
+def test_affordable_rank_of_the_largest_budget_does_not_overflow(payload):
+    assert layout.affordable_rank(payload, 2**31 - 1) == (2**31 - 1 - layout.frame_bytes(payload)) // 26
