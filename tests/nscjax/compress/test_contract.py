@@ -1,7 +1,9 @@
 """What every method promises, bare and wrapped: one test class, run over `compress.METHODS`."""
 
 import dataclasses
+import functools
 import inspect
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +25,14 @@ TENSORS = {
     "BTD": ((4, 5, 6), jnp.bfloat16),
     "BHWC odd": ((5, 3, 3, 7), jnp.float32),
 }
-BARE = [("bare", tensor) for tensor in TENSORS]
-WRAPPED = [("error_feedback", "BTD"), ("delta", "BHWC odd")]
+# The first message of a wrapped compressor is the bare one's, so that no tensor need be tried in both ways.
+CASES = [
+    ("bare", "BD odd"),
+    ("bare", "BD batch of 1"),
+    ("bare", "BHWC odd"),
+    ("error_feedback", "BTD"),
+    ("delta", "BHWC odd"),
+]
 UNBOUNDED = {"identity"}
 """Methods that send everything, whatever the budget."""
 
@@ -72,9 +80,12 @@ class Case:
         return [0, least - 1, least, (least + full) // 2, full, PLENTY]
 
 
-@pytest.fixture(scope="module", params=[(m, *case) for m in compress.METHODS for case in BARE + WRAPPED], ids="-".join)
+make = functools.cache(Case)
+
+
+@pytest.fixture(params=[(method, *case) for method in compress.METHODS for case in CASES], ids="-".join)
 def case(request):
-    return Case(*request.param)
+    return make(*request.param)
 
 
 def assert_trees_equal(tree, other):
@@ -145,7 +156,7 @@ def test_what_crosses_as_bytes_is_what_was_sent(case):
 def test_more_bytes_never_lose_more(case):
     x = case.tensor()
     lost = [distortion(x, case.sent(x, budget_bytes)[1]) for budget_bytes in case.budgets()]
-    assert all(later <= earlier * 1.02 + 1e-4 for earlier, later in zip(lost, lost[1:]))
+    assert all(later <= earlier * 1.02 + 1e-4 for earlier, later in itertools.pairwise(lost))
     assert case.is_unbounded or lost[0] == 1
 
 
@@ -161,20 +172,9 @@ def test_equal_messages_are_equal_bytes(case):
     assert frames[0] == frames[1]
 
 
-def test_the_frame_never_depends_on_what_is_past_the_rank(case):
-    payload, x_hat = case.sent(case.tensor(), case.budgets()[2])
-    if measure.rank(payload) is None:
-        pytest.skip("a method without rank")
-    restored = wire.decode(wire.encode(payload))
-    padded = {name: value for name, value in vars(restored).items() if getattr(value, "ndim", 0) and len(value) > 1}
-    for value in padded.values():
-        assert not value[1:].any()
-    np.testing.assert_array_equal(case.decompress(restored, case.dec, case.side(PLENTY))[0], x_hat)
-
-
 @pytest.mark.parametrize("method", compress.METHODS)
 def test_jit_changes_nothing(method):
-    case = Case(method, "bare", "BD odd")
+    case = make(method, "bare", "BD odd")
     x, side = case.tensor(), case.side(150)
     eager, _ = case.compressor.compress(x, case.enc, side)
     jitted, x_hat = case.sent(x, 150)
@@ -188,7 +188,7 @@ def test_jit_changes_nothing(method):
 @pytest.mark.parametrize("method", compress.METHODS)
 def test_clients_map(method):
     """Under vmap every client has its own tensor, state and budget."""
-    case = Case(method, "bare", "BD odd")
+    case = make(method, "bare", "BD odd")
     xs = jnp.stack([case.tensor(), 2 * case.tensor()[::-1], jnp.zeros(case.shape)])
     budgets = [PLENTY, case.budgets()[3], 0]
     stack = lambda *leaves: jnp.stack(leaves)  # noqa: E731
@@ -212,7 +212,7 @@ def test_factories_take_keywords_with_defaults(name):
 
 @pytest.mark.parametrize("name", compress.METHODS)
 def test_payloads_are_frozen(name):
-    case = Case(name, "bare", "BD odd")
+    case = make(name, "bare", "BD odd")
     payload, _ = case.sent(case.tensor())
     assert dataclasses.is_dataclass(payload)
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -8,7 +8,6 @@ import numpy as np
 
 from nscjax import models
 
-
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 """For what runs once or twice: compiles several times as fast, runs more slowly."""
 

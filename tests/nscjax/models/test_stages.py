@@ -20,7 +20,7 @@ def variables():
 
 
 def test_each_stage_is_initialised_from_its_own_key(variables):
-    params, state = variables
+    params, _ = variables
     head = quick_jit(lambda key: Head(3).init(key, jnp.zeros((2, 4)), False))(jax.random.fold_in(KEY, 2))
     np.testing.assert_array_equal(params["head"]["Dense_0"]["kernel"], head["params"]["Dense_0"]["kernel"])
 

@@ -1,0 +1,46 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nscjax import check, compress, layout
+from nscjax.compress import view
+from tests.nscjax.tensors import normal, of_rank, spec
+
+SHAPE = (6, 4, 4, 6)
+build = lambda name: compress.nsc_sl(view=name, max_rank=4, energy=1.0)  # noqa: E731
+
+
+@pytest.mark.parametrize("name", ["BC,HW", "BHW,C"])
+def test_the_view_that_has_the_structure_is_found(name):
+    matrix = of_rank(*view.matrix_shape(name, SHAPE), rank=2)
+    x = view.tensorise(matrix, name, jax.ShapeDtypeStruct(SHAPE, jnp.float32))
+    x = x + 0.05 * normal(SHAPE)
+    assert compress.calibrate(x, build, budget_bytes=400) == name
+
+
+def test_the_only_view_is_taken_without_trying():
+    def never(name):
+        raise AssertionError
+
+    assert compress.calibrate(normal((4, 6)), never, budget_bytes=100) == "B,D"
+
+
+def test_a_tensor_without_views_is_refused():
+    with pytest.raises(check.InputError, match=r"cut tensor's shape is \(5,\)"):
+        compress.calibrate(jnp.zeros(5), build, budget_bytes=100)
+
+
+@pytest.mark.parametrize("budget_bytes", [0, 60, 150, 400])
+def test_reachable_rank_is_the_most_that_fits(budget_bytes):
+    x = normal((12, 20))
+    compressor = compress.nsc_sl(max_rank=12)
+    enc, _ = compressor.init(jax.random.key(0), spec(x))
+    payload = jax.eval_shape(compressor.compress, spec(x), enc, compress.SideInfo(jax.random.key(0), 0))[0]
+    fits = [r for r in range(1, 13) if layout.frame_bytes(payload, r) <= budget_bytes]
+    assert compress.reachable_rank(compressor, spec(x), budget_bytes) == max([1, *fits])
+
+
+def test_reachable_rank_is_no_more_than_the_matrix_has():
+    struct = jax.ShapeDtypeStruct((3, 20), jnp.float32)
+    assert compress.reachable_rank(compress.nsc_sl(), struct, np.iinfo(np.int32).max) == 3

@@ -1,0 +1,237 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nscjax import check, compress, layout
+from nscjax.compress import rank
+from tests.nscjax.tensors import (
+    PLENTY,
+    distortion,
+    normal,
+    of_rank,
+    side,
+    spec,
+    truncated_svd_distortion,
+    with_spectrum,
+)
+
+SHAPE = (24, 40)
+RANK = 6
+
+
+@functools.cache
+def make(bits, refits=1, rank_rule=None):
+    """Returns (init, compress, decompress), jitted, of a compressor of up to RANK components of a [24, 40] matrix."""
+    rule = rank_rule or rank.budget()
+    compressor = compress.low_rank(rule, max_rank=RANK, factor_bits=bits, refits=refits)
+    init = jax.jit(compressor.init, static_argnums=1)
+    return init, jax.jit(compressor.compress), jax.jit(compressor.decompress)
+
+
+def sent(xs, bits=16, refits=1, budget_bytes=PLENTY):
+    """Sends the tensors one after another; returns (the last payload, its x_hat, the state)."""
+    init, send, receive = make(bits, refits)
+    enc, dec = init(jax.random.key(1), spec(xs[0]))
+    for step, x in enumerate(xs):
+        payload, enc = send(x, enc, side(budget_bytes, step))
+    return payload, receive(payload, dec, side())[0], enc
+
+
+def received_components(payload):
+    """Returns the components that cross, [rank, m, n] in float64."""
+    _, _, receive = make(payload.bits)
+    alone = [dataclasses.replace(payload, scale=payload.scale * (jnp.arange(RANK) == i)) for i in range(RANK)]
+    return np.stack([np.asarray(receive(one, (), side())[0], np.float64) for one in alone])[: int(payload.rank)]
+
+
+@pytest.mark.parametrize(("bits", "bound"), [(16, 1e-6), (8, 2e-4), (4, 0.03)])
+def test_a_matrix_of_low_rank_is_sent_up_to_quantisation_at_once(bits, bound):
+    x = of_rank(*SHAPE, rank=RANK)
+    _, x_hat, _ = sent([x], bits)
+    assert distortion(x, x_hat) < bound
+
+
+@pytest.mark.parametrize("decay", [0.3, 0.7, 1.5])
+def test_four_messages_come_within_1_percent_of_the_truncated_svd(decay):
+    x = with_spectrum(*SHAPE, decay)
+    least = truncated_svd_distortion(x, RANK)
+    _, x_hat, _ = sent([x] * 4)
+    assert least * (1 - 1e-4) < distortion(x, x_hat) < 1.01 * least
+
+
+@pytest.mark.parametrize("decay", [0.3, 0.7, 1.0])
+def test_8_bits_come_within_10_percent_of_that(decay):
+    x = with_spectrum(*SHAPE, decay)
+    _, x_hat, _ = sent([x] * 4, bits=8)
+    assert distortion(x, x_hat) < 1.1 * 1.01 * truncated_svd_distortion(x, RANK)
+
+
+def test_a_warm_basis_follows_a_drifting_tensor():
+    start, end = with_spectrum(*SHAPE, 0.7, seed=1), with_spectrum(*SHAPE, 0.7, seed=2)
+    xs = [np.cos(t) * start + np.sin(t) * end for t in np.float32(np.linspace(0, 0.3, 8))]
+    _, x_hat, _ = sent(xs)
+    assert distortion(xs[-1], x_hat) < 1.01 * truncated_svd_distortion(xs[-1], RANK)
+
+
+def test_a_warm_basis_is_better_than_a_cold_one():
+    x = with_spectrum(*SHAPE, 0.3)
+    assert distortion(x, sent([x] * 4)[1]) < distortion(x, sent([x])[1])
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_refitting_makes_good_what_quantisation_lost(bits):
+    x = with_spectrum(*SHAPE, 0.7)
+    lost = [distortion(x, sent([x] * 4, bits, refits)[1]) for refits in (0, 1, 3)]
+    assert lost[0] > lost[1] > lost[2]
+
+
+def test_factors_are_orthonormal():
+    """At 16 bits, where quantisation moves them little: the left one exactly, the right one as far as converged."""
+    x = with_spectrum(*SHAPE, 1.0)
+    components = received_components(sent([x] * 8)[0])
+    norms = np.linalg.norm(components, axis=(1, 2))
+    directions = components / norms[:, None, None]
+    overlaps = np.einsum("imn,jmn->ij", directions, directions)
+    np.testing.assert_allclose(overlaps, np.eye(RANK), atol=1e-3)
+    np.testing.assert_allclose(norms, np.linalg.svd(np.asarray(x))[1][:RANK], rtol=1e-2)
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_components_are_ordered_by_energy(bits):
+    components = received_components(sent([with_spectrum(*SHAPE, 1.0)] * 4, bits)[0])
+    energies = np.sum(components**2, axis=(1, 2))
+    assert (np.diff(energies) < 0).all()
+
+
+def test_fewer_components_are_the_first_of_more():
+    x = with_spectrum(*SHAPE, 1.0)
+    few = sent([x], budget_bytes=layout.frame_bytes(sent([x])[0], rank=2))[0]
+    many = sent([x])[0]
+    assert (few.rank, many.rank) == (2, RANK)
+    np.testing.assert_array_equal(few.left[:2], many.left[:2])
+    np.testing.assert_allclose(received_components(few)[0], received_components(many)[0], atol=1e-3)
+
+
+def test_the_rank_follows_the_budget():
+    x = normal(SHAPE)
+    payload, _, _ = sent([x])
+    ranks = [int(sent([x], budget_bytes=layout.frame_bytes(payload, rank=r) + 1)[0].rank) for r in range(RANK + 3)]
+    assert ranks == [min(r, RANK) for r in range(RANK + 3)]
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_the_basis_stays_orthonormal(bits):
+    xs = [
+        with_spectrum(*SHAPE, decay, seed=i) * size for i, (decay, size) in enumerate([(0.3, 1), (3, 1e-7), (1, 1e7)])
+    ]
+    _, _, enc = sent([*xs, jnp.zeros(SHAPE), of_rank(*SHAPE, rank=1), *xs], bits)
+    right = np.asarray(enc.right)
+    assert right.shape == (RANK + 8, SHAPE[1])
+    np.testing.assert_allclose(right @ right.T, np.eye(len(right)), atol=1e-5)
+
+
+@pytest.mark.parametrize("before", ["zero", "rank one"])
+def test_the_basis_finds_directions_again_that_it_has_lost(before):
+    x = with_spectrum(*SHAPE, 0.7)
+    first = jnp.zeros(SHAPE) if before == "zero" else of_rank(*SHAPE, rank=1)
+    _, x_hat, _ = sent([*[first] * 3, *[x] * 4])
+    assert distortion(x, x_hat) < 1.01 * truncated_svd_distortion(x, RANK)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_tensor_that_is_not_finite_does_not_spoil_the_basis(value):
+    x = with_spectrum(*SHAPE, 0.7)
+    _, x_hat, _ = sent([x, x.at[3, 4].set(value), *[x] * 3])
+    assert distortion(x, x_hat) < 1.01 * truncated_svd_distortion(x, RANK)
+
+
+def test_an_empty_message_warms_the_basis_as_well():
+    x = with_spectrum(*SHAPE, 0.3)
+    payload, x_hat, empty_enc = sent([x], budget_bytes=0)
+    assert payload.rank == 0
+    np.testing.assert_array_equal(x_hat, 0)
+    caught = [float(jnp.sum((x @ enc.right.T) ** 2)) for enc in (empty_enc, sent([jnp.zeros(SHAPE)])[2])]
+    assert caught[0] > caught[1]
+
+
+def test_a_payload_decodes_alone():
+    init, _, receive = make(8)
+    assert init(jax.random.key(0), jax.ShapeDtypeStruct(SHAPE, jnp.float32))[1] == ()
+    payload, x_hat, _ = sent([normal(SHAPE)], bits=8)
+    np.testing.assert_array_equal(receive(payload, (), side(0, seed=99))[0], x_hat)
+
+
+def test_what_is_past_the_rank_is_not_looked_at():
+    x = normal(SHAPE)
+    payload, _, _ = sent([x], bits=8)
+    payload = dataclasses.replace(payload, rank=jnp.int32(2))
+    _, _, receive = make(8)
+    expected, _ = receive(payload, (), side())
+    spoilt = dataclasses.replace(payload, left=payload.left.at[2:].set(77), scale=payload.scale.at[2:].set(np.nan))
+    np.testing.assert_array_equal(receive(spoilt, (), side())[0], expected)
+
+
+@pytest.mark.parametrize(("shape", "expected"), [((3, 40), 3), ((40, 2), 2), ((1, 1), 1)])
+def test_max_rank_is_clipped_to_the_matrix(shape, expected):
+    compressor = compress.low_rank(rank.budget(), max_rank=16, factor_bits=8)
+    struct = jax.ShapeDtypeStruct(shape, jnp.float32)
+    enc, _ = jax.eval_shape(lambda: compressor.init(jax.random.key(0), struct))
+    payload, _ = jax.eval_shape(compressor.compress, struct, enc, side())
+    assert payload.scale.shape == (expected,)
+    assert enc.right.shape == (expected, shape[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "allowed"),
+    [
+        ("max_rank", 0, "a number >= 1"),
+        ("max_rank", 2.5, "a whole number >= 1"),
+        ("iterations", 0, "a number >= 1"),
+        ("refits", -1, "a number >= 0"),
+        ("oversample", -1, "a number >= 0"),
+        ("factor_bits", 6, "4, 8, 16"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(name, given, allowed):
+    with pytest.raises(check.InputError) as caught:
+        compress.low_rank(rank.budget(), **({"max_rank": 4, "factor_bits": 8} | {name: given}))
+    assert str(caught.value).startswith(f"{name} is {given}; allowed: ")
+    assert allowed.split()[-1] in str(caught.value)
+
+
+def test_a_view_of_other_axes_is_refused_when_the_tensor_is_known():
+    compressor = compress.low_rank(rank.budget(), max_rank=4, factor_bits=8, view="BC,HW")
+    with pytest.raises(check.InputError, match="view is 'BC,HW'; allowed: 'B,D', 'auto'"):
+        compressor.init(jax.random.key(0), jax.ShapeDtypeStruct((4, 6), jnp.float32))
+
+
+TEMPLATE = jax.eval_shape(lambda: sent([jnp.zeros(SHAPE)], bits=4)[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, None),
+        ({"shape": (24, -40)}, "its shape is (24, -40)"),
+        ({"shape": (24, 40.0)}, "its shape is (24, 40.0)"),
+        ({"shape": 960}, "its shape is 960"),
+        ({"shape": (960,)}, "its shape (960,) has no view 'B,D'"),
+        ({"view": "B,TD"}, "its shape (24, 40) has no view 'B,TD'"),
+        ({"bits": 5}, "it has 5 bits and dtype code 9"),
+        ({"bits": 4.0}, "it has 4.0 bits and dtype code 9"),
+        ({"dtype": 99}, "it has 4 bits and dtype code 99"),
+        ({"dtype": 9.0}, "it has 4 bits and dtype code 9.0"),
+        ({"shape": (24, 41)}, "its arrays are "),
+        ({"bits": 8}, "its arrays are "),
+        ({"scale": jax.ShapeDtypeStruct((), jnp.float32)}, "its arrays are "),
+        ({"rank": jax.ShapeDtypeStruct((), jnp.uint8)}, "its arrays are "),
+        ({"shape": (24, 4000)}, "its tensor has 384000 bytes; allowed: 10000"),
+    ],
+)
+def test_a_payload_read_from_its_own_header_is_checked(changes, expected):
+    problem = dataclasses.replace(TEMPLATE, **changes).problem(max_bytes=10_000)
+    assert problem == expected or problem.startswith(expected)

@@ -1,0 +1,91 @@
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nscjax import check, compress, layout, wire
+from tests.nscjax.tensors import PLENTY, distortion, normal, side, spec, with_spectrum
+
+MATRIX = with_spectrum(24, 40, decay=0.8)
+
+
+@functools.cache
+def make(energy=0.95, max_rank=12):
+    compressor = compress.nsc_sl(energy=energy, max_rank=max_rank, factor_bits=16)
+    return compressor, jax.jit(compressor.compress)
+
+
+def converged(energy, max_rank=12, budget_bytes=PLENTY):
+    """Returns the payload of the fourth message."""
+    compressor, send = make(energy, max_rank)
+    enc, _ = compressor.init(jax.random.key(1), spec(MATRIX))
+    for step in range(4):
+        payload, enc = send(MATRIX, enc, side(budget_bytes, step))
+    return payload
+
+
+def rank_that_holds(energy):
+    energies = np.linalg.svd(np.asarray(MATRIX, np.float64), compute_uv=False) ** 2
+    return 1 + int(np.argmax(np.cumsum(energies) >= energy * energies.sum()))
+
+
+def test_its_arguments_are_keywords_with_these_defaults():
+    defaults = {name: p.default for name, p in inspect.signature(compress.nsc_sl).parameters.items()}
+    assert defaults == {"max_rank": 16, "energy": 0.95, "factor_bits": 8, "iterations": 1, "view": "auto"}
+    with pytest.raises(TypeError):
+        compress.nsc_sl(16)
+
+
+def test_a_message_from_tensor_to_tensor():
+    x, key = normal((8, 4, 4, 16)), jax.random.key(0)
+    c = compress.nsc_sl(max_rank=16, energy=0.95, factor_bits=8, iterations=1, view="auto")
+    enc, dec = c.init(key, jax.ShapeDtypeStruct(x.shape, x.dtype))
+    side = compress.SideInfo(key=key, budget_bytes=2_000)
+    payload, enc = jax.jit(c.compress)(x, enc, side)
+    x_hat, dec = jax.jit(c.decompress)(payload, dec, side)
+    frame = wire.encode(payload)
+    received = wire.decode(frame)
+    assert len(frame) <= 2_000
+    assert isinstance(received, compress.LowRank)
+    np.testing.assert_array_equal(c.decompress(received, dec, side)[0], x_hat)
+
+
+@pytest.mark.parametrize("energy", [0.5, 0.8, 0.9])
+def test_the_rank_is_the_least_that_holds_the_energy(energy):
+    payload = converged(energy)
+    assert payload.rank == rank_that_holds(energy)
+    x_hat = make(energy)[0].decompress(payload, (), side())[0]
+    assert distortion(MATRIX, x_hat) <= 1 - energy + 1e-3
+
+
+def test_the_budget_wins_over_the_energy():
+    needed = int(converged(0.9).rank)
+    affords = layout.frame_bytes(converged(0.9), rank=needed - 1)
+    assert converged(0.9, budget_bytes=affords).rank == needed - 1
+    assert converged(0.9, budget_bytes=0).rank == 0
+
+
+def test_max_rank_wins_over_the_energy():
+    assert rank_that_holds(0.9) > 4
+    assert converged(0.9, max_rank=4).rank == 4
+
+
+@pytest.mark.parametrize("energy", [0, 1.01, "0.9"])
+def test_energy_out_of_range_is_refused(energy):
+    with pytest.raises(check.InputError) as caught:
+        compress.nsc_sl(energy=energy)
+    assert str(caught.value) == f"energy is {energy!r}; allowed: a number in (0, 1]."
+
+
+def test_gradients_of_1e_7_keep_their_precision():
+    compressor, send = make()
+    x = MATRIX * jnp.float32(1e-7)
+    enc, dec = compressor.init(jax.random.key(1), spec(x))
+    payload, _ = send(x, enc, side())
+    large, _ = send(MATRIX, enc, side())
+    assert payload.rank == large.rank
+    lost = [distortion(y, compressor.decompress(p, dec, side())[0]) for y, p in ((x, payload), (MATRIX, large))]
+    assert lost[0] == pytest.approx(lost[1], rel=1e-3)

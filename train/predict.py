@@ -1,0 +1,82 @@
+"""Prediction with trained halves, together or each alone.
+
+    python -m train.predict RUN_DIR IMAGES.npy
+
+prints one class number a line for uint8 images [N, H, W, C]. In Python, `client` and `server` give each half.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nscjax import check, models, split
+from nscjax.types import Array
+from train import checkpoint
+from train.data import stream
+from train.data.batches import normalise
+
+BATCH_SIZE = 256
+
+
+def client(run_dir: str | Path, model: split.SplitModel | None = None) -> Callable[[Array], Array]:
+    """Returns the trained client's half as a function from inputs (uint8 images, or as trained) to smashed data.
+
+    Args:
+        run_dir: of a finished run.
+        model: your own, if the run was made with one.
+    """
+    (params, state), about = _load(run_dir, "client")
+    model = model or _build(about)
+
+    @jax.jit
+    def apply(x):
+        if about["mean"] is not None:
+            x = normalise(x, jnp.asarray(about["mean"]), jnp.asarray(about["std"]))
+        return model.client(params, state, x, False)[0]
+
+    return apply
+
+
+def server(run_dir: str | Path, model: split.SplitModel | None = None) -> Callable[[Array], Array]:
+    """Returns the trained server's half as a function from smashed data to logits; arguments as in `client`."""
+    (params, state), about = _load(run_dir, "server")
+    model = model or _build(about)
+    return jax.jit(lambda smashed: model.server(params, state, smashed, False)[0])
+
+
+def _load(run_dir: str | Path, half: str) -> tuple[split.Half, dict[str, Any]]:
+    return checkpoint.load_half(Path(run_dir) / "halves" / half)
+
+
+def _build(about: dict[str, Any]) -> split.SplitModel:
+    if "architecture" not in about:
+        raise check.error("model", None, "the SplitModel of the run", "This run was made with a model of your own.")
+    return models.build(**about["architecture"])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints a class number for every image; returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if len(words) != 2:
+            raise check.error("command line", " ".join(words), "RUN_DIR IMAGES.npy")
+        images = stream.memory_map(words[1])
+        if images.ndim != 4 or images.dtype != np.uint8:
+            raise check.error(words[1], f"{images.dtype} {images.shape}", "uint8 [N, H, W, C]")
+        client_half, server_half = client(words[0]), server(words[0])
+        for start in range(0, len(images), BATCH_SIZE):
+            logits = server_half(client_half(jnp.asarray(images[start : start + BATCH_SIZE])))
+            print("\n".join(str(label) for label in np.argmax(logits, axis=-1)))
+    except check.InputError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
