@@ -13,17 +13,18 @@ MATRIX = with_spectrum(24, 40, decay=0.8)
 
 
 @functools.cache
-def make(energy=0.95, max_rank=12):
+def make(energy=0.9, max_rank=12):
     compressor = compress.nsc_sl(energy=energy, max_rank=max_rank, factor_bits=16)
-    return compressor, jax.jit(compressor.compress)
+    init, decompress = jax.jit(compressor.init, static_argnums=1), jax.jit(compressor.decompress)
+    return compressor._replace(init=init, compress=jax.jit(compressor.compress), decompress=decompress)
 
 
 def converged(energy, max_rank=12, budget_bytes=PLENTY):
     """Returns the payload of the fourth message."""
-    compressor, send = make(energy, max_rank)
+    compressor = make(energy, max_rank)
     enc, _ = compressor.init(jax.random.key(1), spec(MATRIX))
     for step in range(4):
-        payload, enc = send(MATRIX, enc, side(budget_bytes, step))
+        payload, enc = compressor.compress(MATRIX, enc, side(budget_bytes, step))
     return payload
 
 
@@ -53,11 +54,11 @@ def test_a_message_from_tensor_to_tensor():
     np.testing.assert_array_equal(c.decompress(received, dec, side)[0], x_hat)
 
 
-@pytest.mark.parametrize("energy", [0.5, 0.8, 0.9])
+@pytest.mark.parametrize("energy", [0.6, 0.9])
 def test_the_rank_is_the_least_that_holds_the_energy(energy):
     payload = converged(energy)
     assert payload.rank == rank_that_holds(energy)
-    x_hat = make(energy)[0].decompress(payload, (), side())[0]
+    x_hat = make(energy).decompress(payload, (), side())[0]
     assert distortion(MATRIX, x_hat) <= 1 - energy + 1e-3
 
 
@@ -81,11 +82,11 @@ def test_energy_out_of_range_is_refused(energy):
 
 
 def test_gradients_of_1e_7_keep_their_precision():
-    compressor, send = make()
+    compressor = make()
     x = MATRIX * jnp.float32(1e-7)
     enc, dec = compressor.init(jax.random.key(1), spec(x))
-    payload, _ = send(x, enc, side())
-    large, _ = send(MATRIX, enc, side())
+    payload, _ = compressor.compress(x, enc, side())
+    large, _ = compressor.compress(MATRIX, enc, side())
     assert payload.rank == large.rank
     lost = [distortion(y, compressor.decompress(p, dec, side())[0]) for y, p in ((x, payload), (MATRIX, large))]
     assert lost[0] == pytest.approx(lost[1], rel=1e-3)

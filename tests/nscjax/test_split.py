@@ -1,0 +1,426 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nscjax import compress, cut, measure, split, wire
+from nscjax.compress import rank
+from tests.nscjax import networks
+from tests.nscjax.tensors import PLENTY, spec
+
+LEARNING_RATE = 0.3
+STEPS = 4
+BATCH_SIZE = 6
+
+
+@jax.jit
+def descend(params, grads):
+    return jax.tree.map(lambda p, g: p - LEARNING_RATE * g, params, grads)
+
+
+def assert_same(tree, other):
+    """Equal to the last bit on a CPU, and to rounding on other machines, whose compilers fuse as they please."""
+    assert jax.tree.structure(tree) == jax.tree.structure(other)
+    if jax.default_backend() == "cpu":
+        jax.tree.map(np.testing.assert_array_equal, tree, other)
+    else:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), tree, other)
+
+
+SETUPS = {
+    "convolutional, nsc_sl both ways": (
+        networks.convolutional,
+        (6, 6, 2),
+        lambda: compress.Duplex(
+            up=compress.nsc_sl(max_rank=4, factor_bits=8),
+            down=compress.nsc_sl(max_rank=4, factor_bits=4),
+        ),
+    ),
+    "perceptron, per sample up, across steps down": (
+        networks.perceptron,
+        (10,),
+        lambda: compress.Duplex(
+            up=compress.delta(compress.nsc_sl(max_rank=3), num_samples=BATCH_SIZE * 2),
+            down=compress.error_feedback(compress.nsc_sl(max_rank=3), decay=0.9),
+        ),
+    ),
+}
+
+
+class Setup:
+    """A network, a duplex and batches; both parties as they are at the start."""
+
+    def __init__(self, name):
+        network, self.input_shape, duplex = SETUPS[name]
+        self.model, self.client_params, self.server_params = network()
+        self.duplex = duplex()
+        smashed = jax.eval_shape(self.model.client_apply, self.client_params, self.batch(0)[0])
+        self.smashed_spec = spec(smashed)
+        self.key = jax.random.key(5)
+
+    def batch(self, step):
+        """Two batches by turns: what was seen comes back."""
+        return networks.batch(self.input_shape, step % 2, BATCH_SIZE)
+
+    def parties(self):
+        client, server = (self.client_params, ()), (self.server_params, ())
+        return split.init_parties(self.duplex, self.key, self.smashed_spec, client, server)
+
+    def sides(self, step):
+        """The budgets differ from step to step."""
+        up_key, down_key = jax.random.split(jax.random.key(1000 + step))
+        ids = jnp.arange(BATCH_SIZE, dtype=jnp.int32) + BATCH_SIZE * (step % 2)
+        budget_bytes = jnp.int32([PLENTY, 180][step % 2])
+        return compress.SideInfo(up_key, budget_bytes, ids), compress.SideInfo(down_key, budget_bytes, ids)
+
+
+@functools.cache
+def setup(name):
+    return Setup(name)
+
+
+@functools.cache
+def trained_fused(name):
+    """Returns what every fused step computed, and both parties at the end."""
+    s = setup(name)
+    fused = jax.jit(functools.partial(split.fused_step, s.model, s.duplex, networks.loss_fn))
+    client, server = s.parties()
+    steps = []
+    for i in range(STEPS):
+        step, client, server = fused(client, server, s.batch(i), *s.sides(i))
+        client = client._replace(params=descend(client.params, step.client_grads))
+        server = server._replace(params=descend(server.params, step.server_grads))
+        steps.append(step)
+    return steps, client, server
+
+
+@functools.cache
+def trained_by_messages(name):
+    """The same by two parties that see nothing of each other but frames."""
+    s = setup(name)
+    forward = jax.jit(functools.partial(split.client_forward, s.model, s.duplex))
+    serve = jax.jit(functools.partial(split.server_step, s.model, s.duplex, networks.loss_fn))
+    backward = jax.jit(functools.partial(split.client_backward, s.duplex))
+    client, server = s.parties()
+    up_like = down_like = None
+    steps, frames = [], []
+    for i in range(STEPS):
+        inputs, targets = s.batch(i)
+        side_up, side_down = s.sides(i)
+        payload, pending, client = forward(client, inputs, side_up)
+        up_like = payload if up_like is None else up_like
+        up_frame = wire.encode(payload)
+        step, server = serve(server, wire.decode(up_frame, like=up_like), targets, side_up, side_down)
+        down_like = step.payload if down_like is None else down_like
+        down_frame = wire.encode(step.payload)
+        grads, _, client = backward(client, pending, wire.decode(down_frame, like=down_like), side_down)
+        client = client._replace(params=descend(client.params, grads))
+        server = server._replace(params=descend(server.params, step.grads))
+        steps.append((step.loss, step.metrics, grads, step.grads))
+        frames.append((len(up_frame), len(down_frame)))
+    return steps, frames, client, server
+
+
+@functools.cache
+def trained_by_one_loss(name):
+    """The same by plain `jax.grad` of one loss with the cut in it."""
+    s = setup(name)
+    layer = cut.cut(s.duplex)
+
+    @jax.jit
+    def grads_of(params, state, inputs, targets, side_up, side_down):
+        def loss(params, down):
+            smashed = s.model.client_apply(params[0], inputs)
+            smashed_hat, up = layer.apply(smashed, state._replace(down=down), side_up, side_down)
+            loss, metrics = networks.loss_fn(s.model.server_apply(params[1], smashed_hat), targets)
+            return loss, (metrics, up)
+
+        (loss, (metrics, up)), (grads, down) = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, state.down)
+        return loss, metrics, grads, up, down
+
+    params, state = (s.client_params, s.server_params), layer.init(s.key, s.smashed_spec)
+    steps = []
+    for i in range(STEPS):
+        loss, metrics, grads, up, down = grads_of(params, state, *s.batch(i), *s.sides(i))
+        params, state = descend(params, grads), cut.next_state(up, down)
+        steps.append((loss, metrics, *grads))
+    return steps, params, state
+
+
+@pytest.mark.parametrize("name", SETUPS)
+def test_two_parties_compute_what_the_fused_step_computes(name):
+    fused, fused_client, fused_server = trained_fused(name)
+    steps, _, client, server = trained_by_messages(name)
+    assert_same([(step.loss, step.metrics, step.client_grads, step.server_grads) for step in fused], steps)
+    assert_same((fused_client, fused_server), (client, server))
+
+
+@pytest.mark.parametrize("name", SETUPS)
+def test_one_loss_with_the_cut_in_it_computes_what_the_fused_step_computes(name):
+    fused, client, server = trained_fused(name)
+    steps, params, state = trained_by_one_loss(name)
+    assert_same([(step.loss, step.metrics, step.client_grads, step.server_grads) for step in fused], steps)
+    assert_same((client.params, server.params), params)
+    assert_same((client.up, server.up), tuple(state.up))
+    assert_same((server.down, client.down), (state.down.enc, state.down.dec))
+
+
+@pytest.mark.parametrize("name", SETUPS)
+def test_training_gets_somewhere_and_frames_are_what_is_reported(name):
+    fused, *_ = trained_fused(name)
+    _, frames, *_ = trained_by_messages(name)
+    assert fused[2].loss + fused[3].loss < fused[0].loss + fused[1].loss
+    assert [(step.up.num_bytes, step.down.num_bytes) for step in fused] == frames
+    assert all(not step.up.is_skipped and not step.down.is_skipped for step in fused)
+    assert all(0 < step.up.distortion < 1 and 0 < step.down.distortion < 1 for step in fused)
+    assert {int(step.up.rank) for step in fused} != {0}
+    for i, (up_bytes, down_bytes) in enumerate(frames):
+        assert max(up_bytes, down_bytes) <= setup(name).sides(i)[0].budget_bytes
+
+
+def test_the_client_differentiates_at_its_own_activations_with_the_gradient_as_received():
+    s = setup("convolutional, nsc_sl both ways")
+    client, _ = s.parties()
+    inputs, _ = s.batch(0)
+    side_up, side_down = s.sides(0)
+    grad = jax.tree.map(jnp.asarray, np.random.default_rng(0).normal(size=s.smashed_spec.shape).astype(np.float32))
+    enc, dec = s.duplex.down.init(s.key, s.smashed_spec)
+    payload, _ = jax.jit(s.duplex.down.compress)(grad, enc, side_down)
+    received, _ = s.duplex.down.decompress(payload, dec, side_down)
+    _, pending, client = jax.jit(functools.partial(split.client_forward, s.model, s.duplex))(client, inputs, side_up)
+    grads, grad_hat, _ = split.client_backward(s.duplex, client, pending, payload, side_down)
+    smashed, vjp = jax.vjp(lambda params: s.model.client_apply(params, inputs), s.client_params)
+    np.testing.assert_allclose(pending.smashed, smashed, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(grad_hat, received)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), grads, vjp(received)[0])
+
+
+@pytest.mark.parametrize("network", ["convolutional", "perceptron"])
+def test_identity_is_plain_differentiation_of_the_uncut_network(network):
+    model, client_params, server_params = getattr(networks, network)()
+    duplex = compress.Duplex(up=compress.identity(), down=compress.identity())
+    batch = networks.batch((6, 6, 2) if network == "convolutional" else (10,))
+    side = compress.SideInfo(jax.random.key(0), jnp.int32(0))
+
+    @jax.jit
+    def uncut(params):
+        logits = model.server_apply(params[1], model.client_apply(params[0], batch[0]))
+        return networks.loss_fn(logits, batch[1])
+
+    (loss, metrics), grads = jax.value_and_grad(uncut, has_aux=True)((client_params, server_params))
+    parties = split.Party(client_params, (), (), ()), split.Party(server_params, (), (), ())
+    fused = jax.jit(functools.partial(split.fused_step, model, duplex, networks.loss_fn))
+    step, client, server = fused(*parties, batch, side, side)
+    assert_same((step.loss, step.metrics), (loss, metrics))
+    assert_same((step.client_grads, step.server_grads), grads)
+    assert_same((client, server), parties)
+    assert (step.up.distortion, step.down.distortion) == (0, 0)
+    assert step.up.rank is None
+
+
+# A penalty
+
+
+def test_a_penalty_adds_its_gradient_to_the_clients_alone():
+    model, client_params, server_params = networks.perceptron()
+    batch = networks.batch((10,))
+    side = compress.SideInfo(jax.random.key(0), jnp.int32(0))
+    parties = split.Party(client_params, (), (), ()), split.Party(server_params, (), (), ())
+
+    def penalty(x, x_hat):
+        return 0.1 * jnp.sum(x**2) + jnp.sum(x * x_hat)
+
+    def step_with(penalty):
+        duplex = compress.Duplex(up=compress.identity(), down=compress.identity(), penalty=penalty)
+        return jax.jit(functools.partial(split.fused_step, model, duplex, networks.loss_fn))(
+            *parties, batch, side, side
+        )[0]
+
+    def penalty_of(params):
+        x = model.client_apply(params, batch[0])
+        return penalty(x, jax.lax.stop_gradient(x))
+
+    with_penalty, without = step_with(penalty), step_with(None)
+    assert with_penalty.loss == without.loss
+    assert_same(with_penalty.server_grads, without.server_grads)
+    expected = without.client_grads["in"] + jax.grad(penalty_of)(client_params)["in"]
+    np.testing.assert_allclose(with_penalty.client_grads["in"], expected, rtol=1e-4, atol=1e-5)
+    assert float(jnp.abs(expected - without.client_grads["in"]).max()) > 0.1
+
+
+# What is shared, skipped and compiled
+
+
+class Counting:
+    """The perceptron with running states under a duplex whose states all remember."""
+
+    def __init__(self):
+        self.model, *params = networks.counting()
+        low_rank = compress.low_rank(rank.budget(), max_rank=3, factor_bits=8)
+        remembering = compress.error_feedback(compress.delta(low_rank, BATCH_SIZE))
+        self.duplex = compress.Duplex(up=remembering, down=remembering)
+        struct = jax.ShapeDtypeStruct((BATCH_SIZE, 16), jnp.float32)
+        halves = [(half, networks.FRESH) for half in params]
+        self.parties = split.init_parties(self.duplex, jax.random.key(0), struct, *halves)
+        self.num_traces = 0
+
+        def fused(client, server, batch, side_up, side_down):
+            self.num_traces += 1
+            return split.fused_step(
+                self.model, self.duplex, networks.loss_fn, client, server, batch, side_up, side_down
+            )
+
+        self.fused = jax.jit(fused)
+
+    def step(self, i, parties, up_bytes=PLENTY, down_bytes=PLENTY):
+        ids = jnp.arange(BATCH_SIZE, dtype=jnp.int32)
+        sides = [compress.SideInfo(jax.random.key(i), jnp.int32(b), ids) for b in (up_bytes, down_bytes)]
+        return self.fused(*parties, networks.batch((10,), i), *sides)
+
+
+@pytest.fixture(scope="module")
+def counting():
+    return Counting()
+
+
+@pytest.fixture(scope="module")
+def warm(counting):
+    """Both parties after a whole step."""
+    return counting.step(0, counting.parties)[1:]
+
+
+def test_a_whole_step_moves_every_state(counting, warm):
+    (client, server), (old_client, old_server) = warm, counting.parties
+    assert (client.state["count"], server.state["count"]) == (1, 1)
+    for new, old in ((client.up, old_client.up), (client.down, old_client.down), (server.up, old_server.up)):
+        assert any((a != b).any() for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(old)))
+    assert_same((client.params, server.params), (old_client.params, old_server.params))
+
+
+def test_an_uplink_without_budget_is_skipped_and_the_server_stays_as_it_was(counting, warm):
+    old_client, old_server = warm
+    step, client, server = counting.step(1, warm, up_bytes=0)
+    assert (step.up.rank, step.down.rank) == (0, 0)
+    assert step.up.is_skipped
+    assert step.down.is_skipped
+    assert_same(server, old_server)
+    assert_same((client.params, client.state, client.down), (old_client.params, old_client.state, old_client.down))
+
+
+def test_what_an_unaffordable_uplink_costs_is_its_header(counting, warm):
+    step, _, _ = counting.step(1, warm, up_bytes=0)
+    x = jnp.zeros((BATCH_SIZE, 16))
+    enc, _ = jax.eval_shape(lambda: counting.duplex.up.init(jax.random.key(0), spec(x)))
+    side = compress.SideInfo(jax.random.key(0), 0, jnp.arange(BATCH_SIZE))
+    payload, _ = jax.eval_shape(counting.duplex.up.compress, x, enc, side)
+    per_component = 4 + BATCH_SIZE + 16
+    assert step.up.num_bytes == step.down.num_bytes == counting.duplex.up.min_bytes(spec(x)) - per_component
+    assert measure.rank(payload).shape == ()
+
+
+def test_after_a_skipped_uplink_training_goes_on(counting, warm):
+    _, *parties = counting.step(1, warm, up_bytes=0)
+    step, client, server = counting.step(2, parties)
+    assert not step.up.is_skipped
+    assert (client.state["count"], server.state["count"]) == (2, 2)
+    assert_same(client.up.enc.cache, server.up.cache)
+
+
+def test_a_downlink_without_budget_is_skipped_while_the_server_learns(counting, warm):
+    old_client, _ = warm
+    step, client, server = counting.step(1, warm, down_bytes=0)
+    assert not step.up.is_skipped
+    assert step.up.rank == 3
+    assert step.down.is_skipped
+    assert step.down.rank == 0
+    assert server.state["count"] == 2
+    assert float(jnp.abs(step.server_grads["out"]).max()) > 0
+    assert_same(client.down, old_client.down)
+    assert_same(client.down.cache, server.down.enc.cache)
+
+
+def test_what_a_skipped_downlink_owed_is_in_the_residual(counting, warm):
+    _, _, server = counting.step(1, warm, down_bytes=0)
+    whole, _, served = counting.step(1, warm)
+    assert whole.down.rank == 3
+    assert measure.distortion(server.down.residual, served.down.residual) > 0.5
+
+
+def test_no_budget_compiles_anew(counting, warm):
+    for i, budgets in enumerate([(PLENTY, PLENTY), (0, PLENTY), (PLENTY, 0), (120, 130)]):
+        counting.step(i, warm, *budgets)
+    assert counting.num_traces == 1
+
+
+def test_a_step_moves_nothing_between_host_and_device(counting, warm):
+    ids = jnp.arange(BATCH_SIZE, dtype=jnp.int32)
+    side = compress.SideInfo(jax.random.key(3), jnp.int32(PLENTY), ids)
+    batch = networks.batch((10,), 3)
+    counting.fused(*warm, batch, side, side)
+    with jax.transfer_guard("disallow"):
+        step, *_ = counting.fused(*warm, batch, side, side)
+    assert np.isfinite(step.loss)
+
+
+def test_the_uplinks_payload_reaches_the_downlink_on_both_sides():
+    """As top-k does, whose gradient crosses at the places that the activations had."""
+    model, client_params, server_params = networks.perceptron()
+
+    def share(payload, side):
+        return side._replace(support=payload.values > 0)
+
+    def compress_supported(x, state, side):
+        return compress.base.Dense(values=jnp.where(side.support, x, 0.0)), state
+
+    def decompress_supported(payload, state, side):
+        return jnp.where(side.support, 2 * payload.values, 0.0), state
+
+    identity = compress.identity()
+    down = identity._replace(compress=compress_supported, decompress=decompress_supported)
+    duplex = compress.Duplex(up=identity, down=down, share=share)
+    parties = split.Party(client_params, (), (), ()), split.Party(server_params, (), (), ())
+    side = compress.SideInfo(jax.random.key(0), jnp.int32(0))
+    batch = networks.batch((10,))
+    smashed = model.client_apply(client_params, batch[0])
+    payload, pending, client = split.client_forward(model, duplex, parties[0], batch[0], side)
+    step, _ = split.server_step(model, duplex, networks.loss_fn, parties[1], payload, batch[1], side, side)
+    _, grad_hat, _ = split.client_backward(duplex, client, pending, step.payload, side)
+    np.testing.assert_array_equal(grad_hat, jnp.where(smashed > 0, 2 * step.smashed_grad, 0.0))
+
+
+def test_clients_map(counting):
+    """Many clients on one device: the fused step under vmap computes what each alone computes."""
+    ids = jnp.arange(BATCH_SIZE, dtype=jnp.int32)
+    sides = [compress.SideInfo(jax.random.key(i), jnp.int32(b), ids) for i, b in enumerate([PLENTY, 120])]
+    batches = [networks.batch((10,), i) for i in range(2)]
+    stack = functools.partial(jax.tree.map, lambda *leaves: jnp.stack(leaves))
+    step = functools.partial(split.fused_step, counting.model, counting.duplex, networks.loss_fn)
+    mapped = jax.jit(jax.vmap(step, in_axes=(None, None, 0, 0, 0)))(
+        *counting.parties, stack(*batches), stack(*sides), stack(*sides)
+    )
+    for i in range(2):
+        alone = counting.fused(*counting.parties, batches[i], sides[i], sides[i])
+        here = jax.tree.map(lambda leaf, i=i: leaf[i], mapped)
+        assert (here[0].up.num_bytes, here[0].down.num_bytes) == (alone[0].up.num_bytes, alone[0].down.num_bytes)
+        np.testing.assert_allclose(here[0].loss, alone[0].loss, rtol=1e-4)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=0.02), here[0].client_grads, alone[0].client_grads
+        )
+
+
+def test_select_takes_one_of_two_trees():
+    first, second = {"a": jnp.ones(2), "b": jnp.int32(1)}, {"a": jnp.zeros(2), "b": jnp.int32(2)}
+    assert_same(split.select(jnp.asarray(True), first, second), first)
+    assert_same(split.select(jnp.asarray(False), first, second), second)
+    assert split.select(jnp.asarray(False), first, first)["a"] is first["a"]
+
+
+def test_parties_own_only_their_end_of_every_state():
+    s = setup("perceptron, per sample up, across steps down")
+    client, server = s.parties()
+    assert client.up.enc is not None
+    assert server.up.enc == ()
+    assert not hasattr(client.down, "residual")
+    assert server.down.residual.shape == s.smashed_spec.shape
