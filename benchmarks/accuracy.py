@@ -43,13 +43,22 @@ FEEDBACK = {"none": {}, "across_steps_0.9": {"feedback": "across_steps", "feedba
             "per_sample": {"feedback": "per_sample"}}  # fmt: skip
 
 TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
-    "cifar10_bench": ("cifar10_bench", {"none": NONE, "nsc_sl": {}}),
-    "cifar10_small": ("cifar10_small", {"none": NONE, "nsc_sl": {}}),
+    **{
+        config: (config, {"none": NONE, "nsc_sl": {}})
+        for config in (
+            "quickstart",
+            "fashion_mnist",
+            "cifar10_bench",
+            "cifar10_small",
+            "cifar10_lte",
+            "cifar10_resnet18",
+        )
+    },
     "feedback": (
         "cifar10_bench",
         {
             f"{way} {ratio}x {name}": one(way, ratio=ratio, **settings)
-            for ratio in (42, 100)
+            for ratio in (40, 100)
             for way in ("up", "down")
             for name, settings in FEEDBACK.items()
         },
@@ -74,10 +83,11 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
 """Tables by name: the config file and the cells, each a set of overrides."""
 
 
-def run(config: str, overrides: dict[str, Any], seed: int, run_dir: Path, data_dir: str) -> dict[str, Any]:
+def run(config: str, overrides: dict[str, Any], seed: int, run_dir: Path, data_dir: str | None) -> dict[str, Any]:
     """Returns the summary of one run, made now unless it was made before."""
     if not (run_dir / "summary.json").exists():
-        values = {**overrides, "seed": seed, "data.dir": data_dir, "run_dir": run_dir, "train.resume": "true"}
+        values = {**overrides, "seed": seed, "run_dir": run_dir, "train.resume": "true"}
+        values |= {"data.dir": data_dir} if data_dir else {}
         command = [sys.executable, "train/main.py", "--config", f"configs/{config}.toml"]
         command += [word for key, value in values.items() for word in (f"--{key}", str(value))]
         subprocess.run(command, cwd=ROOT, check=True)
@@ -100,7 +110,7 @@ def main() -> None:
     """Runs a table, seed by seed, and writes what there is after every run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=TABLES, metavar="TABLE", help=", ".join(TABLES))
-    parser.add_argument("--data_dir", required=True, help="folder of the data set")
+    parser.add_argument("--data_dir", help="folder of the data set; by default the config's")
     parser.add_argument("--seeds", type=int, default=1, help="seeds 0 to N-1")
     parser.add_argument("--cells", nargs="*", help="only these cells")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "benchmarks", help="where the runs are kept")

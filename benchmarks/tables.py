@@ -1,0 +1,100 @@
+"""Fills the tables of README.md and docs/results.md from benchmarks/results/*.json: no figure is typed by hand.
+
+    python benchmarks/tables.py
+
+A table stands between `<!-- table NAME -->` and `<!-- end -->`, its results in NAME.json; where that file is missing it
+says so. `--check` only tells whether the pages are up to date (exit code 1 if not).
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+
+
+def accuracy(rows: dict[str, Any]) -> list[list[str]]:
+    """Returns the table of an accuracy benchmark: a line a cell."""
+    cells = rows["cells"]
+    table = [["cell", "seeds", "accuracy", "cut left alone", "ratio", "sent (up + down)"]]
+    for name, cell in cells.items():
+        runs = cell["runs"]
+        error = cell["accuracy_standard_error"]
+        spread = "" if error is None else f" ± {100 * error:.2f}"
+        alone = sum(run["accuracy_uncompressed"] for run in runs) / len(runs)
+        sent = sum(run["total_up_bytes"] + run["total_down_bytes"] for run in runs) / len(runs)
+        table.append(
+            [name, str(len(runs)), f"{100 * cell['accuracy_mean']:.2f}{spread} %", f"{100 * alone:.2f} %",
+             f"{cell['ratio']:.1f}x", f"{sent / 1e6:,.1f} MB"]
+        )  # fmt: skip
+    return table
+
+
+def step(rows: dict[str, Any]) -> list[list[str]]:
+    """Returns the table of the step benchmark."""
+    seconds, megabytes = rows["median_seconds"], rows["temporary_megabytes"]
+    table = [["step", "median time", "temporary memory"]]
+    table += [[name, f"{1000 * seconds[name]:.0f} ms", f"{megabytes[name]:.0f} MB"] for name in seconds]
+    table.append(["identity / plain", f"{rows['identity_over_plain']:.3f}", ""])
+    extra = rows["nsc_sl_over_identity_in_cut_tensors"]
+    table.append(["nsc_sl / identity", f"{rows['nsc_sl_over_identity']:.3f}", f"+ {extra:.1f} cut tensors"])
+    return table
+
+
+def generic(rows: Any) -> list[list[str]]:
+    """Returns any list of flat rows as a table."""
+    rows = rows if isinstance(rows, list) else rows["rows"]
+    names = list(rows[0])
+    return [names, *([_number(row[name]) for name in names] for row in rows)]
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+SHAPES: dict[str, Callable[[Any], list[list[str]]]] = {"step": step, "factorise": generic}
+
+
+def render(name: str) -> str:
+    """Returns the Markdown of one results file: its table, the command, the machine and the date."""
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return "Not measured yet.\n"
+    result = json.loads(path.read_text())
+    header, *lines = SHAPES.get(name, accuracy)(result["rows"])
+    table = [f"| {' | '.join(header)} |", "|" + "---|" * len(header), *(f"| {' | '.join(line)} |" for line in lines)]
+    machine = f"{result['machine']['cpu']}, {result['machine']['cores']} cores"
+    source = f"`{result['command']}`; {machine}; jax {result['versions']['jax']}; {result['date']}."
+    return "\n".join([*table, "", source, ""])
+
+
+def main() -> int:
+    """Fills the tables in; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a page is out of date")
+    options = parser.parse_args()
+    stale = []
+    for page in PAGES:
+        text = page.read_text()
+        filled = re.sub(
+            r"(<!-- table (\w+) -->\n).*?(<!-- end -->)",
+            lambda match: match[1] + "\n" + render(match[2]) + "\n" + match[3],
+            text,
+            flags=re.DOTALL,
+        )
+        if filled != text:
+            stale.append(page.name)
+            if not options.check:
+                page.write_text(filled)
+    print(f"out of date: {', '.join(stale)}" if stale else "up to date")
+    return 1 if options.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
