@@ -87,12 +87,14 @@ class Pending(NamedTuple):
 
     Attributes:
         vjp: gradient of the cut -> gradients of the client's parameters; a pytree of residuals.
+        state: the client's running state after this batch, should its step count.
         smashed: the cut tensor as it was.
         payload: what was sent.
         penalty_grad: gradient of the client's own penalty in `smashed`, or None.
     """
 
     vjp: Callable[[Array], tuple[PyTree]]
+    state: PyTree
     smashed: Array
     payload: PyTree
     penalty_grad: Array | None
@@ -131,7 +133,7 @@ def client_forward(
         side: of the uplink.
 
     Returns:
-        (payload to send up, what to keep for `client_backward`, the client with new running and sender state).
+        (payload to send up, what to keep for `client_backward`, the client with new sender state).
     """
 
     def forward(params):
@@ -144,7 +146,7 @@ def client_forward(
         # The client knows what the server will hold: a penalised uplink's frames decode alone.
         smashed_hat = duplex.up.decompress(payload, (), side)[0]
         penalty_grad = jax.grad(duplex.penalty)(smashed, smashed_hat)
-    return payload, Pending(vjp, smashed, payload, penalty_grad), client._replace(state=state, up=up)
+    return payload, Pending(vjp, state, smashed, payload, penalty_grad), client._replace(up=up)
 
 
 def server_step(
@@ -199,6 +201,8 @@ def client_backward(
 ) -> tuple[PyTree, Array, Party]:
     """Decompresses the gradient of the cut and carries it through the client's half.
 
+    After an empty message in either direction the client's running state stays as it was, and its parameters should.
+
     Args:
         duplex: the compressors of both directions.
         client: as `client_forward` returned it.
@@ -207,13 +211,16 @@ def client_backward(
         side: of the downlink.
 
     Returns:
-        (gradients of the client's parameters, the gradient of the cut as received, the client with new receiver state).
+        (gradients of the client's parameters, the gradient of the cut as received, the client with new running and
+        receiver state; its parameters are the caller's to update).
     """
     side = duplex.share(pending.payload, side)
     smashed_grad, down = duplex.down.decompress(payload, client.down, side)
     total = smashed_grad if pending.penalty_grad is None else smashed_grad + pending.penalty_grad
     (grads,) = pending.vjp(total.astype(pending.smashed.dtype))
-    return grads, smashed_grad, client._replace(down=down)
+    received = client._replace(down=down)
+    learnt = select(measure.is_skipped(payload), received, received._replace(state=pending.state))
+    return grads, smashed_grad, select(measure.is_skipped(pending.payload), client, learnt)
 
 
 class Message(NamedTuple):
@@ -284,7 +291,6 @@ def fused_step(
     client_grads, grad_hat, new_client = client_backward(duplex, new_client, pending, step.payload, side_down)
     up = message(duplex.up, payload, pending.smashed, step.smashed_hat)
     down = message(duplex.down, step.payload, step.smashed_grad, grad_hat)
-    new_client = select(up.is_skipped, new_client._replace(state=client.state), new_client)
     return FusedStep(client_grads, step.grads, step.loss, step.metrics, up, down), new_client, new_server
 
 
