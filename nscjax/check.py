@@ -49,6 +49,13 @@ def at_least(name: str, given: Any, least: Any) -> Any:
     return given
 
 
+def count(name: str, given: Any, least: int) -> Any:
+    """Returns `given` if it is a whole number >= `least`; else raises an `InputError`."""
+    if isinstance(given, bool) or not isinstance(given, int) or given < least:
+        raise error(name, given, f"a whole number >= {least}")
+    return given
+
+
 def fraction(name: str, given: Any) -> Any:
     """Returns `given` if 0 < given <= 1; else raises an `InputError`."""
     if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given <= 1:

@@ -112,8 +112,10 @@ def cut(duplex: Duplex) -> Cut:
         side_down = duplex.share(payload, side_down)
         down_payload, enc = duplex.down.compress(cotangents[0], down.enc, side_down)
         x_grad, dec = duplex.down.decompress(down_payload, down.dec, side_down)
+        # Under vmap only what depends on the mapped cotangent is summed, and the sum is what gives a shared state away.
+        uses = jnp.where(jnp.any(jnp.isnan(cotangents[0])), 1.0, 1.0)
         # The uplink's state, and what both ends know, have no gradient.
-        return x_grad, CutState(None, DownState(enc, dec, jnp.ones((), jnp.float32))), None, None  # type: ignore[arg-type]
+        return x_grad, CutState(None, DownState(enc, dec, uses)), None, None  # type: ignore[arg-type]
 
     @jax.custom_vjp
     def apply(x, state, side_up, side_down):
@@ -132,9 +134,9 @@ def next_state(new_up: UpState, new_down: DownState) -> CutState:
         InputError: the state was used at two cuts or shared under `vmap` (cotangents add), or the loss did not use
             `x_hat` (the cotangent is zero).
     """
-    if not isinstance(new_down.uses, jax.core.Tracer) and float(new_down.uses) != 1.0:
+    if not isinstance(new_down.uses, jax.core.Tracer) and (new_down.uses != 1).any():
         raise check.error(
-            "uses of the downlink's state in the backward pass", float(new_down.uses), "exactly 1",
+            "uses of the downlink's state in the backward pass", new_down.uses.tolist(), "exactly 1",
             "0: the loss does not use x_hat. More: one state at two cuts, or shared under vmap; give each its own.",
         )  # fmt: skip
     return CutState(new_up, new_down)

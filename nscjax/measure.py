@@ -13,8 +13,12 @@ def distortion(x: Array, x_hat: Array) -> Array:
 
     It is 0 where nothing was lost and not finite where `x` or `x_hat` is not.
     """
-    lost = linalg.energy(x.astype(jnp.float32) - x_hat.astype(jnp.float32))
-    return jnp.where(lost == 0, 0.0, lost / linalg.energy(x))
+    x, x_hat = x.astype(jnp.float32), x_hat.astype(jnp.float32)
+    # Squares of numbers about 1 stay within float32's range.
+    peak = jnp.maximum(jnp.max(jnp.abs(x)), jnp.max(jnp.abs(x_hat)))
+    unit = jnp.where(peak > 0, peak, 1.0)
+    lost = linalg.energy(x / unit - x_hat / unit)
+    return jnp.where(lost == 0, 0.0, lost / linalg.energy(x / unit))
 
 
 def rank(payload: PyTree) -> Array | None:

@@ -20,6 +20,10 @@ MAX_BYTES = 1 << 28
 """The largest tensor or frame, in bytes, that `decode` makes room for by default."""
 
 
+MAX_AXES = 8
+"""The most axes, dtype code included, of a field that `decode` takes from a frame's own header."""
+
+
 class WireError(ValueError):
     """A frame cannot be decoded. The message names what was found and what was expected."""
 
@@ -99,29 +103,32 @@ def _entries(cls: type, head: bytes) -> list[Any]:
 
 
 def _describe(cls: type, head: bytes) -> str:
-    return f"{cls.__name__}{tuple(_entries(cls, head))}"
+    return f"{cls.__name__}{tuple(_entries(cls, head))}"[:200]
 
 
 def _template(cls: type, head: bytes, max_bytes: int) -> PyTree:
     """Returns a payload of `jax.ShapeDtypeStruct`s built from a frame's own header, every entry checked."""
     entries = _entries(cls, head)
     values = {field.name: entry for field, entry in zip(layout.static_fields(cls), entries)}
+    total_bytes = 0
     for field, entry in zip(layout.array_fields(cls), entries[len(values) :]):
-        if not (isinstance(entry, tuple) and entry and all(_is_size(item) for item in entry)):
+        if not (isinstance(entry, tuple) and 0 < len(entry) <= MAX_AXES and all(_is_size(item) for item in entry)):
             raise WireError(f"frame's field {field.name} has layout {entry!r:.100}; expected (dtype, *shape)")
         code, *shape = entry
         if code >= len(layout.DTYPES):
             raise WireError(f"frame's field {field.name} has dtype code {code}; known: 0 to {len(layout.DTYPES) - 1}")
         dtype = jax.numpy.dtype(layout.DTYPES[code])
-        if math.prod(shape) * dtype.itemsize > max_bytes:
+        # A size of 0 does not make room for the others: numpy refuses their product all the same.
+        total_bytes += math.prod(size or 1 for size in shape) * dtype.itemsize
+        if total_bytes > max_bytes:
             raise WireError(
-                f"frame's field {field.name} has shape {tuple(shape)} of {dtype}; allowed: {max_bytes} bytes"
+                f"frame's field {field.name} has shape {tuple(shape)!r:.100} of {dtype}; allowed: {max_bytes} bytes"
             )
         values[field.name] = jax.ShapeDtypeStruct(tuple(shape), dtype)
     template = cls(**values)
     problem = template.problem(max_bytes)
     if problem:
-        raise WireError(f"frame is not a {cls.__name__}: {problem}")
+        raise WireError(f"frame is not a {cls.__name__}: {problem:.700}")
     return template
 
 
@@ -141,7 +148,7 @@ def _read_arrays(template: PyTree, body: bytes) -> PyTree:
         if end > len(body):
             raise WireError(f"frame's field {field.name} ends at byte {end} of the body; the body has {len(body)}")
         value = np.frombuffer(body[position:end], dtype).reshape(shape)
-        if jax.dtypes.issubdtype(dtype, np.floating) and not np.all(np.isfinite(value.astype(np.float32))):
+        if jax.dtypes.issubdtype(dtype, np.floating) and not np.all(np.isfinite(value)):
             raise WireError(f"frame's field {field.name} holds non-finite numbers")
         if field.name == "rank" and not 0 <= int(value) <= _max_rank(template):
             raise WireError(f"frame's rank is {int(value)}; allowed: 0 to {_max_rank(template)}")

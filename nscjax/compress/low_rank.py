@@ -59,10 +59,15 @@ class LowRank:
             return f"its shape is {self.shape!r}"
         if len(self.shape) not in views.VIEWS or self.view not in views.VIEWS[len(self.shape)]:
             return f"its shape {self.shape} has no view {self.view!r}"
-        if self.bits not in BITS or self.dtype not in range(len(layout.DTYPES)):
+        # 8.0 is in BITS as well, but it is not what `encode` writes.
+        is_whole = all(type(code) is int for code in (self.bits, self.dtype))
+        if not is_whole or self.bits not in BITS or self.dtype not in range(len(layout.DTYPES)):
             return f"it has {self.bits!r} bits and dtype code {self.dtype!r}"
         if 4 * math.prod(self.shape) > max_bytes:
             return f"its tensor has {4 * math.prod(self.shape)} bytes; allowed: {max_bytes}"
+        most = min(views.matrix_shape(self.view, self.shape))
+        if len(self.scale.shape) != 1 or not 1 <= self.scale.shape[0] <= most:
+            return f"its scale has shape {self.scale.shape}; allowed: (1,) to ({most},)"
         expected = _empty(self.shape, layout.DTYPES[self.dtype], self.view, self.bits, self.scale.shape[0])
         return None if self == expected else f"its arrays are {self}; expected {expected}"
 
@@ -106,8 +111,9 @@ def low_rank(
         ("max_rank", max_rank, 1),
         ("iterations", iterations, 1),
         ("refits", refits, 0),
+        ("oversample", oversample, 0),
     ):
-        check.at_least(name, value, least)
+        check.count(name, value, least)
     packed_dtype(factor_bits)
 
     def empty(spec: jax.ShapeDtypeStruct) -> LowRank:
@@ -124,12 +130,17 @@ def low_rank(
         template = empty(x)
         top = template.scale.shape[0]
         matrix = views.matricise(x, template.view)
+        # Energies are squares: of numbers about 1 they stay within float32's range.
+        peak = jnp.max(jnp.abs(matrix))
+        matrix = matrix / jnp.where(peak > 0, peak, 1.0)
         left, energies = linalg.subspace_iteration(matrix, enc_state.right, side.key, iterations)
         affordable = jnp.minimum(layout.affordable_rank(template, side.budget_bytes), top)
         rank = rank_rule(energies[:top], linalg.energy(matrix), affordable)
         factors, images = _quantised_factors(matrix, left, rank, top, factor_bits, refits)
-        payload = dataclasses.replace(template, rank=rank, **factors)
-        return payload, LowRankState(linalg.orthonormal_rows(images, side.key))
+        payload = dataclasses.replace(template, rank=rank, **factors | {"scale": peak * factors["scale"]})
+        # A message that is not finite must not spoil the basis for all that follow.
+        right = jnp.where(jnp.isfinite(peak), linalg.orthonormal_rows(images, side.key), enc_state.right)
+        return payload, LowRankState(right)
 
     def min_bytes(spec):
         return layout.frame_bytes(empty(spec), rank=1)

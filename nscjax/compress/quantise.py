@@ -54,7 +54,9 @@ def quantise_rows(rows_kn: Array, bits: int) -> tuple[Array, Array]:
     def squared_error(scale_k):
         return jnp.sum(jnp.square(levels(encode(scale_k), bits) * scale_k[:, None] - rows_kn), axis=1)
 
-    scales_ck = jnp.stack([clip * peak_k for clip in CLIPS[bits]])
+    # The outermost level stands on the clipping point, so that a row of one magnitude is exact.
+    outermost = levels(jnp.full((1, 1), 2**bits - 1, jnp.uint8), bits)[0]
+    scales_ck = jnp.stack([clip * peak_k / outermost for clip in CLIPS[bits]])
     best_k = jnp.argmin(jnp.stack([squared_error(scale_k) for scale_k in scales_ck]), axis=0)
     scale_k = jnp.take_along_axis(scales_ck, best_k[None], axis=0)[0]
     return encode(scale_k).astype(jnp.uint8), scale_k

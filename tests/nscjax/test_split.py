@@ -11,8 +11,12 @@ from tests.nscjax import networks
 from tests.nscjax.tensors import PLENTY, spec
 
 LEARNING_RATE = 0.3
-STEPS = 4
 BATCH_SIZE = 6
+BUDGETS = [(PLENTY, PLENTY), (180, 180), (PLENTY, 180), (180, PLENTY), (0, PLENTY), (PLENTY, 0), (PLENTY, PLENTY)]
+"""Of the uplink and the downlink, step by step; the fifth and the sixth step are skipped, in part or in whole."""
+
+ORDINARY = 4
+"""How many steps come before those that are skipped."""
 
 
 @jax.jit
@@ -33,14 +37,16 @@ SETUPS = {
     "convolutional, nsc_sl both ways": (
         networks.convolutional,
         (6, 6, 2),
+        (),
         lambda: compress.Duplex(
             up=compress.nsc_sl(max_rank=4, factor_bits=8),
             down=compress.nsc_sl(max_rank=4, factor_bits=4),
         ),
     ),
-    "perceptron, per sample up, across steps down": (
-        networks.perceptron,
+    "perceptron with running states, per sample up, across steps down": (
+        networks.counting,
         (10,),
+        networks.FRESH,
         lambda: compress.Duplex(
             up=compress.delta(compress.nsc_sl(max_rank=3), num_samples=BATCH_SIZE * 2),
             down=compress.error_feedback(compress.nsc_sl(max_rank=3), decay=0.9),
@@ -53,10 +59,12 @@ class Setup:
     """A network, a duplex and batches; both parties as they are at the start."""
 
     def __init__(self, name):
-        network, self.input_shape, duplex = SETUPS[name]
+        network, self.input_shape, self.fresh, duplex = SETUPS[name]
         self.model, self.client_params, self.server_params = network()
         self.duplex = duplex()
-        smashed = jax.eval_shape(self.model.client_apply, self.client_params, self.batch(0)[0])
+        smashed, _ = jax.eval_shape(
+            lambda: self.model.client(self.client_params, self.fresh, self.batch(0)[0], is_training=False)
+        )
         self.smashed_spec = spec(smashed)
         self.key = jax.random.key(5)
 
@@ -65,15 +73,13 @@ class Setup:
         return networks.batch(self.input_shape, step % 2, BATCH_SIZE)
 
     def parties(self):
-        client, server = (self.client_params, ()), (self.server_params, ())
-        return split.init_parties(self.duplex, self.key, self.smashed_spec, client, server)
+        halves = [(params, self.fresh) for params in (self.client_params, self.server_params)]
+        return split.init_parties(self.duplex, self.key, self.smashed_spec, *halves)
 
     def sides(self, step):
-        """The budgets differ from step to step."""
-        up_key, down_key = jax.random.split(jax.random.key(1000 + step))
+        keys = jax.random.split(jax.random.key(1000 + step))
         ids = jnp.arange(BATCH_SIZE, dtype=jnp.int32) + BATCH_SIZE * (step % 2)
-        budget_bytes = jnp.int32([PLENTY, 180][step % 2])
-        return compress.SideInfo(up_key, budget_bytes, ids), compress.SideInfo(down_key, budget_bytes, ids)
+        return [compress.SideInfo(key, jnp.int32(b), ids) for key, b in zip(keys, BUDGETS[step], strict=True)]
 
 
 @functools.cache
@@ -83,118 +89,138 @@ def setup(name):
 
 @functools.cache
 def trained_fused(name):
-    """Returns what every fused step computed, and both parties at the end."""
+    """Returns, for every step, what the fused step computed and both parties after it."""
     s = setup(name)
     fused = jax.jit(functools.partial(split.fused_step, s.model, s.duplex, networks.loss_fn))
     client, server = s.parties()
-    steps = []
-    for i in range(STEPS):
+    history = []
+    for i in range(len(BUDGETS)):
         step, client, server = fused(client, server, s.batch(i), *s.sides(i))
-        client = client._replace(params=descend(client.params, step.client_grads))
-        server = server._replace(params=descend(server.params, step.server_grads))
-        steps.append(step)
-    return steps, client, server
+        if not step.up.is_skipped:
+            server = server._replace(params=descend(server.params, step.server_grads))
+            if not step.down.is_skipped:
+                client = client._replace(params=descend(client.params, step.client_grads))
+        history.append((step, client, server))
+    return history
 
 
 @functools.cache
 def trained_by_messages(name):
-    """The same by two parties that see nothing of each other but frames."""
+    """The same by two parties that see nothing of each other but frames; returns the lengths of these as well."""
     s = setup(name)
     forward = jax.jit(functools.partial(split.client_forward, s.model, s.duplex))
     serve = jax.jit(functools.partial(split.server_step, s.model, s.duplex, networks.loss_fn))
     backward = jax.jit(functools.partial(split.client_backward, s.duplex))
     client, server = s.parties()
-    up_like = down_like = None
-    steps, frames = [], []
-    for i in range(STEPS):
+    likes = {}
+    history, frames = [], []
+
+    def carried(direction, payload):
+        frames.append(wire.encode(payload))
+        return wire.decode(frames[-1], like=likes.setdefault(direction, payload))
+
+    for i in range(len(BUDGETS)):
         inputs, targets = s.batch(i)
         side_up, side_down = s.sides(i)
         payload, pending, client = forward(client, inputs, side_up)
-        up_like = payload if up_like is None else up_like
-        up_frame = wire.encode(payload)
-        step, server = serve(server, wire.decode(up_frame, like=up_like), targets, side_up, side_down)
-        down_like = step.payload if down_like is None else down_like
-        down_frame = wire.encode(step.payload)
-        grads, _, client = backward(client, pending, wire.decode(down_frame, like=down_like), side_down)
-        client = client._replace(params=descend(client.params, grads))
-        server = server._replace(params=descend(server.params, step.grads))
-        steps.append((step.loss, step.metrics, grads, step.grads))
-        frames.append((len(up_frame), len(down_frame)))
-    return steps, frames, client, server
+        payload = carried("up", payload)
+        step, server = serve(server, payload, targets, side_up, side_down)
+        if not measure.is_skipped(payload):
+            server = server._replace(params=descend(server.params, step.grads))
+        answer = carried("down", step.payload)
+        grads, _, client = backward(client, pending, answer, side_down)
+        if not measure.is_skipped(answer):
+            client = client._replace(params=descend(client.params, grads))
+        history.append(((step.loss, step.metrics, grads, step.grads), client, server))
+    lengths = [len(frame) for frame in frames]
+    return history, list(zip(lengths[::2], lengths[1::2], strict=True))
 
 
 @functools.cache
 def trained_by_one_loss(name):
-    """The same by plain `jax.grad` of one loss with the cut in it."""
+    """The same by plain `jax.grad` of one loss with the cut in it, which has no notion of a skipped step."""
     s = setup(name)
     layer = cut.cut(s.duplex)
 
     @jax.jit
-    def grads_of(params, state, inputs, targets, side_up, side_down):
+    def grads_of(params, states, state, inputs, targets, side_up, side_down):
         def loss(params, down):
-            smashed = s.model.client_apply(params[0], inputs)
+            smashed, client_state = s.model.client(params[0], states[0], inputs, is_training=True)
             smashed_hat, up = layer.apply(smashed, state._replace(down=down), side_up, side_down)
-            loss, metrics = networks.loss_fn(s.model.server_apply(params[1], smashed_hat), targets)
-            return loss, (metrics, up)
+            logits, server_state = s.model.server(params[1], states[1], smashed_hat, is_training=True)
+            loss, metrics = networks.loss_fn(logits, targets)
+            return loss, (metrics, (client_state, server_state), up)
 
-        (loss, (metrics, up)), (grads, down) = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, state.down)
-        return loss, metrics, grads, up, down
+        (loss, aux), (grads, down) = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, state.down)
+        return loss, aux, grads, down
 
-    params, state = (s.client_params, s.server_params), layer.init(s.key, s.smashed_spec)
+    params, states, state = (s.client_params, s.server_params), (s.fresh, s.fresh), layer.init(s.key, s.smashed_spec)
     steps = []
-    for i in range(STEPS):
-        loss, metrics, grads, up, down = grads_of(params, state, *s.batch(i), *s.sides(i))
+    for i in range(ORDINARY):
+        loss, (metrics, states, up), grads, down = grads_of(params, states, state, *s.batch(i), *s.sides(i))
         params, state = descend(params, grads), cut.next_state(up, down)
         steps.append((loss, metrics, *grads))
-    return steps, params, state
+    return steps, params, states, state
+
+
+def computed(step):
+    return step.loss, step.metrics, step.client_grads, step.server_grads
 
 
 @pytest.mark.parametrize("name", SETUPS)
 def test_two_parties_compute_what_the_fused_step_computes(name):
-    fused, fused_client, fused_server = trained_fused(name)
-    steps, _, client, server = trained_by_messages(name)
-    assert_same([(step.loss, step.metrics, step.client_grads, step.server_grads) for step in fused], steps)
-    assert_same((fused_client, fused_server), (client, server))
+    history, _ = trained_by_messages(name)
+    for (fused, *parties), (messages, *other_parties) in zip(trained_fused(name), history, strict=True):
+        assert_same(computed(fused), messages)
+        assert_same(parties, other_parties)
 
 
 @pytest.mark.parametrize("name", SETUPS)
 def test_one_loss_with_the_cut_in_it_computes_what_the_fused_step_computes(name):
-    fused, client, server = trained_fused(name)
-    steps, params, state = trained_by_one_loss(name)
-    assert_same([(step.loss, step.metrics, step.client_grads, step.server_grads) for step in fused], steps)
+    history = trained_fused(name)[:ORDINARY]
+    steps, params, states, state = trained_by_one_loss(name)
+    assert_same([computed(step) for step, *_ in history], steps)
+    _, client, server = history[-1]
     assert_same((client.params, server.params), params)
+    assert_same((client.state, server.state), states)
     assert_same((client.up, server.up), tuple(state.up))
     assert_same((server.down, client.down), (state.down.enc, state.down.dec))
 
 
 @pytest.mark.parametrize("name", SETUPS)
-def test_training_gets_somewhere_and_frames_are_what_is_reported(name):
-    fused, *_ = trained_fused(name)
-    _, frames, *_ = trained_by_messages(name)
-    assert fused[2].loss + fused[3].loss < fused[0].loss + fused[1].loss
-    assert [(step.up.num_bytes, step.down.num_bytes) for step in fused] == frames
-    assert all(not step.up.is_skipped and not step.down.is_skipped for step in fused)
-    assert all(0 < step.up.distortion < 1 and 0 < step.down.distortion < 1 for step in fused)
-    assert {int(step.up.rank) for step in fused} != {0}
-    for i, (up_bytes, down_bytes) in enumerate(frames):
-        assert max(up_bytes, down_bytes) <= setup(name).sides(i)[0].budget_bytes
+def test_what_a_step_reports_is_what_crossed(name):
+    steps = [step for step, *_ in trained_fused(name)]
+    _, frames = trained_by_messages(name)
+    assert [(step.up.num_bytes, step.down.num_bytes) for step in steps] == frames
+    for step, lengths, budgets in zip(steps, frames, BUDGETS, strict=True):
+        for sent, length, budget_bytes in zip((step.up, step.down), lengths, budgets, strict=True):
+            assert sent.is_skipped == (sent.rank == 0)
+            assert length <= budget_bytes or sent.is_skipped
+            assert sent.is_skipped == (budgets[0] == 0 or budget_bytes == 0)
+            assert 0 < sent.distortion < 1 or sent.is_skipped
+
+
+@pytest.mark.parametrize("name", SETUPS)
+def test_training_gets_somewhere(name):
+    losses = [float(step.loss) for step, *_ in trained_fused(name)]
+    assert losses[2] + losses[3] < losses[0] + losses[1]
 
 
 def test_the_client_differentiates_at_its_own_activations_with_the_gradient_as_received():
-    s = setup("convolutional, nsc_sl both ways")
-    client, _ = s.parties()
-    inputs, _ = s.batch(0)
-    side_up, side_down = s.sides(0)
-    grad = jax.tree.map(jnp.asarray, np.random.default_rng(0).normal(size=s.smashed_spec.shape).astype(np.float32))
-    enc, dec = s.duplex.down.init(s.key, s.smashed_spec)
-    payload, _ = jax.jit(s.duplex.down.compress)(grad, enc, side_down)
-    received, _ = s.duplex.down.decompress(payload, dec, side_down)
-    _, pending, client = jax.jit(functools.partial(split.client_forward, s.model, s.duplex))(client, inputs, side_up)
-    grads, grad_hat, _ = split.client_backward(s.duplex, client, pending, payload, side_down)
-    smashed, vjp = jax.vjp(lambda params: s.model.client_apply(params, inputs), s.client_params)
-    np.testing.assert_allclose(pending.smashed, smashed, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(grad_hat, received)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), grads, vjp(received)[0])
+    model, client_params, _ = networks.convolutional()
+    identity = compress.identity()
+    zeros = identity._replace(decompress=lambda payload, state, side: (jnp.zeros_like(payload.values), state))
+    doubling = identity._replace(decompress=lambda payload, state, side: (2 * payload.values, state))
+    duplex = compress.Duplex(up=zeros, down=doubling)
+    inputs, _ = networks.batch((6, 6, 2))
+    side = compress.SideInfo(jax.random.key(0), jnp.int32(0))
+    smashed, vjp = jax.vjp(lambda params: model.client_apply(params, inputs), client_params)
+    _, pending, client = split.client_forward(model, duplex, split.Party(client_params, (), (), ()), inputs, side)
+    np.testing.assert_array_equal(pending.smashed, smashed)
+    payload = compress.base.Dense(values=jnp.sin(smashed))
+    grads, grad_hat, _ = split.client_backward(duplex, client, pending, payload, side)
+    np.testing.assert_array_equal(grad_hat, 2 * jnp.sin(smashed))
+    np.testing.assert_allclose(grads["kernel"], vjp(2 * jnp.sin(smashed))[0]["kernel"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("network", ["convolutional", "perceptron"])
@@ -337,7 +363,7 @@ def test_a_downlink_without_budget_is_skipped_while_the_server_learns(counting, 
     assert step.down.rank == 0
     assert server.state["count"] == 2
     assert float(jnp.abs(step.server_grads["out"]).max()) > 0
-    assert_same(client.down, old_client.down)
+    assert_same((client.state, client.down), (old_client.state, old_client.down))
     assert_same(client.down.cache, server.down.enc.cache)
 
 
@@ -390,24 +416,26 @@ def test_the_uplinks_payload_reaches_the_downlink_on_both_sides():
     np.testing.assert_array_equal(grad_hat, jnp.where(smashed > 0, 2 * step.smashed_grad, 0.0))
 
 
-def test_clients_map(counting):
+def test_clients_map():
     """Many clients on one device: the fused step under vmap computes what each alone computes."""
-    ids = jnp.arange(BATCH_SIZE, dtype=jnp.int32)
-    sides = [compress.SideInfo(jax.random.key(i), jnp.int32(b), ids) for i, b in enumerate([PLENTY, 120])]
+    model, client_params, server_params = networks.perceptron()
+    duplex = compress.Duplex(up=compress.identity(), down=compress.nsc_sl(max_rank=3))
+    struct = jax.ShapeDtypeStruct((BATCH_SIZE, 16), jnp.float32)
+    parties = split.init_parties(duplex, jax.random.key(0), struct, (client_params, ()), (server_params, ()))
+    step = functools.partial(split.fused_step, model, duplex, networks.loss_fn)
+    sides = [compress.SideInfo(jax.random.key(i), jnp.int32(b)) for i, b in enumerate([PLENTY, 0])]
     batches = [networks.batch((10,), i) for i in range(2)]
     stack = functools.partial(jax.tree.map, lambda *leaves: jnp.stack(leaves))
-    step = functools.partial(split.fused_step, counting.model, counting.duplex, networks.loss_fn)
-    mapped = jax.jit(jax.vmap(step, in_axes=(None, None, 0, 0, 0)))(
-        *counting.parties, stack(*batches), stack(*sides), stack(*sides)
+    both = jax.jit(jax.vmap(step, in_axes=(None, None, 0, 0, 0)))(
+        *parties, stack(*batches), stack(*sides), stack(*sides)
     )
+    one = jax.jit(step)
     for i in range(2):
-        alone = counting.fused(*counting.parties, batches[i], sides[i], sides[i])
-        here = jax.tree.map(lambda leaf, i=i: leaf[i], mapped)
-        assert (here[0].up.num_bytes, here[0].down.num_bytes) == (alone[0].up.num_bytes, alone[0].down.num_bytes)
-        np.testing.assert_allclose(here[0].loss, alone[0].loss, rtol=1e-4)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, atol=0.02), here[0].client_grads, alone[0].client_grads
-        )
+        alone, *_ = one(*parties, batches[i], sides[i], sides[i])
+        here = jax.tree.map(lambda leaf, i=i: leaf[i], both[0])
+        assert (here.down.rank, here.down.num_bytes) == (alone.down.rank, alone.down.num_bytes)
+        np.testing.assert_allclose(here.loss, alone.loss, rtol=1e-5)
+        np.testing.assert_allclose(here.client_grads["in"], alone.client_grads["in"], atol=0.01)
 
 
 def test_select_takes_one_of_two_trees():
@@ -418,7 +446,7 @@ def test_select_takes_one_of_two_trees():
 
 
 def test_parties_own_only_their_end_of_every_state():
-    s = setup("perceptron, per sample up, across steps down")
+    s = setup("perceptron with running states, per sample up, across steps down")
     client, server = s.parties()
     assert client.up.enc is not None
     assert server.up.enc == ()

@@ -10,6 +10,14 @@ from tests.nscjax.tensors import PLENTY, distortion, normal, side, spec, with_sp
 
 SHAPE = (6, 10)
 COARSE = compress.nsc_sl(max_rank=2, factor_bits=4)
+
+
+def _round(x, state, side):
+    return compress.base.Dense(values=jnp.where(side.budget_bytes > 0, jnp.round(x), 0.0)), state
+
+
+ROUND = compress.identity()._replace(compress=_round)
+"""A compressor that costs nothing to compile: it sends whole numbers, and zeros where there is no budget."""
 NUM_SAMPLES = 9
 IDS = jnp.int32([3, 0, 8, 5, 1, 7])
 
@@ -19,7 +27,7 @@ def jitted(compressor):
     return jax.jit(compressor.init, static_argnums=1), jax.jit(compressor.compress), jax.jit(compressor.decompress)
 
 
-feedback = functools.cache(lambda decay=1.0: compress.error_feedback(COARSE, decay))
+feedback = functools.cache(lambda decay=1.0: compress.error_feedback(ROUND, decay))
 delta = functools.cache(lambda: compress.delta(COARSE, NUM_SAMPLES))
 
 
@@ -54,9 +62,9 @@ def test_the_residual_decays():
 
 
 def test_the_mean_of_what_is_sent_of_a_steady_tensor_converges_to_it():
-    x = with_spectrum(*SHAPE, decay=0.3)
+    x = normal(SHAPE)
     with_residual, _, _ = exchange(feedback(), [x] * 12, sides(12))
-    without, _, _ = exchange(COARSE, [x] * 12, sides(12))
+    without, _, _ = exchange(ROUND, [x] * 12, sides(12))
     assert distortion(x, sum(with_residual) / 12) < 0.1 * distortion(x, sum(without) / 12)
 
 
@@ -119,10 +127,9 @@ def test_unknown_samples_are_sent_whole_and_leave_no_trace():
     infos = [side(seed=0, sample_ids=IDS), side(seed=1, sample_ids=unknown)]
     _, enc_before, _ = exchange(delta(), [x], infos[:1])
     x_hats, enc, dec = exchange(delta(), [x, x], infos)
-    bare, _, _ = exchange(COARSE, [x - 0, x - x_hats[0] * 0], sides(2))
     np.testing.assert_array_equal(enc.cache, enc_before.cache)
     np.testing.assert_array_equal(dec.cache, enc_before.cache)
-    assert distortion(x, x_hats[1]) == pytest.approx(distortion(x, bare[1]), rel=0.1)
+    assert distortion(x, x_hats[1]) > 0.7 * distortion(x, x_hats[0])
 
 
 def test_padded_rows_may_be_unknown_among_known_ones():
@@ -158,7 +165,7 @@ def test_delta_of_no_samples_is_refused():
 
 def test_wrappers_leave_sizes_as_they_are():
     struct = jax.ShapeDtypeStruct(SHAPE, jnp.float32)
-    for wrapped in (feedback(), delta()):
+    for wrapped in (compress.error_feedback(COARSE), delta()):
         assert wrapped.min_bytes(struct) == COARSE.min_bytes(struct)
         assert wrapped.num_bytes is COARSE.num_bytes
 

@@ -229,7 +229,7 @@ TEMPLATE = jax.eval_shape(lambda: sent([jnp.zeros(SHAPE)], bits=4)[0])
         ({"dtype": 9.0}, "it has 4 bits and dtype code 9.0"),
         ({"shape": (24, 41)}, "its arrays are "),
         ({"bits": 8}, "its arrays are "),
-        ({"scale": jax.ShapeDtypeStruct((), jnp.float32)}, "its arrays are "),
+        ({"scale": jax.ShapeDtypeStruct((), jnp.float32)}, "its "),
         ({"rank": jax.ShapeDtypeStruct((), jnp.uint8)}, "its arrays are "),
         ({"shape": (24, 4000)}, "its tensor has 384000 bytes; allowed: 10000"),
     ],
