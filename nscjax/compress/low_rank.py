@@ -3,9 +3,9 @@
 The matrix view M [m, n] of the cut tensor is sent as `rank` components, M ~ left.T @ diag(scale) @ right, both factors
 in 16, 8 or 4 bits. Three ideas make that good and cheap:
 
-- the right basis is warm: it comes from the message before, so that one iteration (two products with M) is enough;
+- the basis is warm: it comes from the message before, so that one iteration (two products with M) is enough;
 - the components are ordered by energy, so that a rank rule can cut them anywhere, inside jit;
-- the second factor is fitted by least squares to the first one *as quantised*, so that the error of the first is made
+- the short factor is fitted by least squares to the long one *as quantised*, so that the error of the first is made
 good
   (the error-compensated factorisation of NSC-SL, arXiv 2602.02696; the concrete form is ours).
 """
@@ -24,7 +24,7 @@ from nscjax.compress.quantise import BITS, levels, pack, packed_dtype, packed_wi
 from nscjax.compress.rank import RankRule
 from nscjax.types import Array, Shape
 
-OVERSAMPLE = 8
+OVERSAMPLE = 4
 """Columns of the warm basis beyond `max_rank`: they let the last sent components converge (see
 `benchmarks/factorise.py`)."""
 
@@ -76,10 +76,11 @@ class LowRankState(NamedTuple):
     """What the sender carries from message to message.
 
     Attributes:
-        right: float32 [k, n], orthonormal rows: the warm basis, `max_rank` rows and some oversampling.
+        basis: float32 [k, s], orthonormal rows on the matrix's short side s = min(m, n): the warm basis, `max_rank`
+            rows and some oversampling.
     """
 
-    right: Array
+    basis: Array
 
 
 def low_rank(
@@ -101,7 +102,7 @@ def low_rank(
         iterations: alternating orthogonal iterations a message, >= 1.
         view: a view's name or "auto", see `nscjax.compress.view`.
         refits: how often a factor is fitted anew to the other as quantised: 0 leaves out the error compensation,
-            1 fits the right factor, every further pair fits left and right once more.
+            1 fits the short factor, every further one fits both once more.
         oversample: rows of the basis beyond `max_rank`, >= 0.
 
     Raises:
@@ -122,9 +123,9 @@ def low_rank(
         return _empty(tuple(spec.shape), str(spec.dtype), name, factor_bits, top)
 
     def init(key, spec):
-        m, n = views.matrix_shape(empty(spec).view, spec.shape)
-        width = min(max_rank + oversample, m, n)
-        return LowRankState(linalg.orthonormal_rows(jax.random.normal(key, (width, n)), key)), ()
+        short = min(views.matrix_shape(empty(spec).view, spec.shape))
+        width = min(max_rank + oversample, short)
+        return LowRankState(linalg.orthonormal_rows(jax.random.normal(key, (width, short)), key)), ()
 
     def compress(x, enc_state, side):
         template = empty(x)
@@ -133,14 +134,14 @@ def low_rank(
         # Energies are squares: of numbers about 1 they stay within float32's range.
         peak = jnp.max(jnp.abs(matrix))
         matrix = matrix / jnp.where(peak > 0, peak, 1.0)
-        left, energies = linalg.subspace_iteration(matrix, enc_state.right, side.key, iterations)
+        rows, energies = linalg.subspace_iteration(matrix, enc_state.basis, side.key, iterations)
         affordable = jnp.minimum(layout.affordable_rank(template, side.budget_bytes), top)
         rank = rank_rule(energies[:top], linalg.energy(matrix), affordable)
-        factors, images = _quantised_factors(matrix, left, rank, top, factor_bits, refits)
+        factors, images = _quantised_factors(matrix, rows, rank, top, factor_bits, refits)
         payload = dataclasses.replace(template, rank=rank, **factors | {"scale": peak * factors["scale"]})
         # A message that is not finite must not spoil the basis for all that follow.
-        right = jnp.where(jnp.isfinite(peak), linalg.orthonormal_rows(images, side.key), enc_state.right)
-        return payload, LowRankState(right)
+        basis = jnp.where(jnp.isfinite(peak), linalg.orthonormal_rows(images, side.key), enc_state.basis)
+        return payload, LowRankState(basis)
 
     def min_bytes(spec):
         return layout.frame_bytes(empty(spec), rank=1)
@@ -157,7 +158,7 @@ def decompress(payload: LowRank, dec_state: tuple, side) -> tuple[Array, tuple]:
     right = levels(unpack(payload.right, payload.bits, n), payload.bits)
     is_sent = jnp.arange(payload.scale.shape[0]) < payload.rank
     scale = jnp.where(is_sent, payload.scale, 0.0)
-    return views.tensorise((left * scale[:, None]).T @ right, payload.view, spec), dec_state
+    return views.tensorise(linalg.product((left * scale[:, None]).T, right), payload.view, spec), dec_state
 
 
 def _empty(shape: Shape, dtype: str, view: str, bits: int, top: int) -> LowRank:
@@ -172,33 +173,26 @@ def _empty(shape: Shape, dtype: str, view: str, bits: int, top: int) -> LowRank:
     return LowRank(**arrays, shape=shape, dtype=layout.DTYPES.index(dtype), view=view, bits=bits)
 
 
-def _quantised_factors(matrix, left, rank, top, bits, refits):
-    """Returns the payload's arrays, and the images left @ matrix [k, n] that make the next warm basis.
+def _quantised_factors(matrix, rows, rank, top, bits, refits):
+    """Returns the payload's arrays, and the rows' images on the short side [k, s], which make the next warm basis.
 
-    Alternately one factor is fitted to the other as quantised, G = Lq Lq.T, R = G^-1 Lq M, and quantised in its turn.
-    Rows beyond the rank are carried along unquantised: they cost nothing extra and keep the basis whole.
+    One factor is fitted to the other as quantised, S = (L L.T)^-1 L M, and quantised in its turn. Rows beyond the rank
+    are carried along unquantised: they cost nothing extra and keep the basis whole.
     """
     is_sent = jnp.arange(top) < rank
-    left_codes, left_values, left_scale = _quantised(left[:top], is_sent, bits)
-    sent_left = left_values if refits else left[:top]
-    images = linalg.right_product(matrix, left.at[:top].set(jnp.where(is_sent[:, None], sent_left, left[:top])))
-    right = _least_squares(left_values, images[:top], is_sent) if refits else images[:top]
-    right_codes, right_values, right_scale = _quantised(right, is_sent, bits)
+    long_codes, long, long_scale = _quantised(rows[:top], is_sent, bits)
+    known = jnp.where(is_sent[:, None], long, rows[:top]) if refits else rows[:top]
+    images = linalg.to_short(matrix, rows.at[:top].set(known))
+    short = _least_squares(long, images[:top], is_sent) if refits else images[:top]
+    short_codes, short, short_scale = _quantised(short, is_sent, bits)
     for _ in range(refits - 1):
-        left_images = linalg.left_product(matrix, right_values)
-        left_codes, left_values, left_scale = _quantised(
-            _least_squares(right_values, left_images, is_sent), is_sent, bits
-        )
-        right_images = linalg.right_product(matrix, left_values)
-        right_codes, right_values, right_scale = _quantised(
-            _least_squares(left_values, right_images, is_sent), is_sent, bits
-        )
-    arrays = {
-        "scale": left_scale * right_scale,
-        "left": pack(left_codes, bits),
-        "right": pack(right_codes, bits),
-    }
-    return arrays, images
+        long = _least_squares(short, linalg.to_long(matrix, short), is_sent)
+        long_codes, long, long_scale = _quantised(long, is_sent, bits)
+        short = _least_squares(long, linalg.to_short(matrix, long), is_sent)
+        short_codes, short, short_scale = _quantised(short, is_sent, bits)
+    is_wide = matrix.shape[0] < matrix.shape[1]
+    left, right = (short_codes, long_codes) if is_wide else (long_codes, short_codes)
+    return {"scale": long_scale * short_scale, "left": pack(left, bits), "right": pack(right, bits)}, images
 
 
 def _quantised(rows, is_sent, bits):
@@ -208,9 +202,9 @@ def _quantised(rows, is_sent, bits):
     return codes, levels(codes, bits) * scale[:, None], scale
 
 
-def _least_squares(basis_km, images_kn, is_sent):
+def _least_squares(basis_kl, images_ks, is_sent):
     """Returns G^-1 images, G = basis basis.T over the rows sent, scaled to a unit diagonal, slightly regularised."""
-    gram = basis_km @ basis_km.T
+    gram = linalg.product(basis_kl, basis_kl.T)
     lengths = jnp.sqrt(jnp.diagonal(gram))
     is_used = is_sent & (lengths > 0)
     inverse_lengths = jnp.where(is_used, 1.0 / jnp.where(is_used, lengths, 1.0), 0.0)
@@ -218,4 +212,4 @@ def _least_squares(basis_km, images_kn, is_sent):
     unit_gram = gram * inverse_lengths[:, None] * inverse_lengths[None, :] + jnp.diag(jnp.where(is_used, 1e-6, 1.0))
     solution = jax.scipy.linalg.solve(unit_gram, identity, assume_a="pos")
     inverse_gram = solution * inverse_lengths[:, None] * inverse_lengths[None, :]
-    return inverse_gram @ jnp.where(is_sent[:, None], images_kn, 0.0)
+    return linalg.product(inverse_gram, jnp.where(is_sent[:, None], images_ks, 0.0))

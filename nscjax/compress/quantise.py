@@ -7,6 +7,7 @@ is the one of a few clipping points with the least squared error, row by row. 16
 at most 1, so that gradients of 1e-7 keep their precision.
 """
 
+import jax
 import jax.numpy as jnp
 
 from nscjax import check
@@ -58,7 +59,8 @@ def quantise_rows(rows_kn: Array, bits: int) -> tuple[Array, Array]:
     outermost = levels(jnp.full((1, 1), 2**bits - 1, jnp.uint8), bits)[0]
     scales_ck = jnp.stack([clip * peak_k / outermost for clip in CLIPS[bits]])
     best_k = jnp.argmin(jnp.stack([squared_error(scale_k) for scale_k in scales_ck]), axis=0)
-    scale_k = jnp.take_along_axis(scales_ck, best_k[None], axis=0)[0]
+    # Chosen before the codes are made: fused, XLA on CPU would choose again for every entry.
+    scale_k = jax.lax.optimization_barrier(jnp.take_along_axis(scales_ck, best_k[None], axis=0)[0])
     return encode(scale_k).astype(jnp.uint8), scale_k
 
 

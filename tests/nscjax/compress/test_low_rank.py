@@ -8,6 +8,7 @@ import pytest
 
 from nscjax import check, compress, layout
 from nscjax.compress import rank
+from nscjax.compress.low_rank import OVERSAMPLE
 from tests.nscjax.tensors import (
     PLENTY,
     distortion,
@@ -112,7 +113,8 @@ def test_fewer_components_are_the_first_of_more():
     few = sent([x], budget_bytes=layout.frame_bytes(sent([x])[0], rank=2))[0]
     many = sent([x])[0]
     assert (few.rank, many.rank) == (2, RANK)
-    np.testing.assert_array_equal(few.left[:2], many.left[:2])
+    # The matrix is wide: its long side, quantised first, is on the right.
+    np.testing.assert_array_equal(few.right[:2], many.right[:2])
     np.testing.assert_allclose(received_components(few)[0], received_components(many)[0], atol=1e-3)
 
 
@@ -129,9 +131,9 @@ def test_the_basis_stays_orthonormal(bits):
         with_spectrum(*SHAPE, decay, seed=i) * size for i, (decay, size) in enumerate([(0.3, 1), (3, 1e-7), (1, 1e7)])
     ]
     _, _, enc = sent([*xs, jnp.zeros(SHAPE), of_rank(*SHAPE, rank=1), *xs], bits)
-    right = np.asarray(enc.right)
-    assert right.shape == (RANK + 8, SHAPE[1])
-    np.testing.assert_allclose(right @ right.T, np.eye(len(right)), atol=1e-5)
+    basis = np.asarray(enc.basis)
+    assert basis.shape == (RANK + OVERSAMPLE, min(SHAPE))
+    np.testing.assert_allclose(basis @ basis.T, np.eye(len(basis)), atol=1e-5)
 
 
 @pytest.mark.parametrize("before", ["zero", "rank one"])
@@ -154,9 +156,7 @@ def test_an_empty_message_warms_the_basis_as_well():
     payload, x_hat, empty_enc = sent([x], budget_bytes=0)
     assert payload.rank == 0
     np.testing.assert_array_equal(x_hat, 0)
-    caught = [
-        np.linalg.norm(np.asarray(x) @ np.asarray(enc.right).T) for enc in (empty_enc, sent([jnp.zeros(SHAPE)])[2])
-    ]
+    caught = [np.linalg.norm(np.asarray(enc.basis) @ np.asarray(x)) for enc in (empty_enc, sent([jnp.zeros(SHAPE)])[2])]
     assert caught[0] > caught[1]
 
 
@@ -184,7 +184,7 @@ def test_max_rank_is_clipped_to_the_matrix(shape, expected):
     enc, _ = jax.eval_shape(lambda: compressor.init(jax.random.key(0), struct))
     payload, _ = jax.eval_shape(compressor.compress, struct, enc, side())
     assert payload.scale.shape == (expected,)
-    assert enc.right.shape == (expected, shape[1])
+    assert enc.basis.shape == (expected, min(shape))
 
 
 @pytest.mark.parametrize(
