@@ -17,7 +17,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg  # noqa: F401  # loads LAPACK, so that its threads can be limited
 from record import write
+from threadpoolctl import threadpool_limits
 
 from nscjax import measure, models
 from train import config as configs
@@ -102,12 +104,13 @@ def main() -> None:
     steps["identity"], states_["identity"], compiled["identity"], spec = split_step(uncompressed, dataset)
     steps["nsc_sl"], states_["nsc_sl"], compiled["nsc_sl"], spec = split_step(config, dataset)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(options.rounds):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            states_[name], out = step(states_[name])
-            jax.block_until_ready(out)
-            seconds[name].append(time.perf_counter() - started)
+    with threadpool_limits(limits=1, user_api="blas"):  # as the trainer does
+        for _ in range(options.rounds):
+            for name, step in steps.items():
+                started = time.perf_counter()
+                states_[name], out = step(states_[name])
+                jax.block_until_ready(out)
+                seconds[name].append(time.perf_counter() - started)
     warm = {name: times[3:] for name, times in seconds.items()}
 
     def ratio(name: str, rival: str) -> float:

@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import scipy.linalg  # noqa: F401  # loads LAPACK, so that its threads can be limited
+from threadpoolctl import threadpool_limits
 
 from nscjax import check, measure, split
 from nscjax.split import Half
@@ -98,26 +101,30 @@ def fit(
         about = {"architecture": architecture_of(config, dataset)}
     if client is None or server is None:
         raise check.error("client and server", None, "(params, state) of each half", "Your own model brings its own.")
-    counts = checkpoint.read_counts(Path(config.run_dir) / "checkpoints") if config.train.resume else None
+    saved = Path(config.run_dir) / "checkpoints"
+    counts = checkpoint.read_counts(saved) if run_folder.can_resume(config) else None
+    done = counts["totals"]["steps"] if counts else 0
     setup, spec, settings = set_up(
         config, dataset, model, client, server, calendar.num_steps, counts["views"] if counts else None
     )
+    advance = _advance(setup, config, dataset, calendar, done)
     state = states.init(setup, spec, client, server, initial_mbps(config))
+    if counts:
+        with checkpoint.Checkpoints(saved) as checkpoints:
+            state = checkpoints.restore(state)
 
     # From here on the run folder is ours: all that can be refused has been.
     folder = run_folder.claim(config)
-    done = counts["totals"]["steps"] if counts else 0
     with (
+        # XLA's small factorisations on CPU call LAPACK, whose threads would wait for XLA's own: 1 is 10 times faster.
+        threadpool_limits(limits=1, user_api="blas"),
         checkpoint.Checkpoints(folder / "checkpoints") as checkpoints,
         Terminal(calendar.num_steps, done) as terminal,
         journal.Journal(folder / "metrics.jsonl", terminal, calendar, measure.raw_bytes(spec.shape), counts) as log,
         _Signals() as signals,
     ):
         _announce(terminal, config, settings, explicit, spec, done)
-        if counts:
-            state = checkpoints.restore(state)
         views = {way: settings[way].get("view", "") for way in settings}
-        advance = _advance(setup, config, dataset, calendar, done)
         score = _scorer(setup, config, dataset, terminal)
 
         def save(state: states.TrainState) -> None:
@@ -136,16 +143,14 @@ def fit(
             return _fitted(128 + signals.received, model, state, {})
         fitted = _fitted(0, model, state, log.summary(config.seed, state.client.params, state.server.params))
         for name, half in (("client", fitted.client), ("server", fitted.server)):
-            checkpoint.save_half(folder / "halves" / name, half, {**about, **_inputs_of(setup)})
+            checkpoint.save_half(folder / "halves" / name, half, {**about, **_inputs_of(setup, dataset)})
         run_folder.write_whole(folder / "summary.json", json.dumps(fitted.summary, indent=2) + "\n")
         page = report.write(folder)
     terminal.finished(fitted.summary, page)
     return fitted
 
 
-def _fitted(
-    exit_code: int, model: split.SplitModel, state: states.TrainState, summary: dict[str, Any]
-) -> Fitted:
+def _fitted(exit_code: int, model: split.SplitModel, state: states.TrainState, summary: dict[str, Any]) -> Fitted:
     client, server = state.client, state.server
     return Fitted(exit_code, model, (client.params, client.state), (server.params, server.state), summary)
 
@@ -171,15 +176,17 @@ def _train(
             if pending is not None:
                 log.step(pending)
             pending = metrics
-            is_eval_due, is_save_due = calendar.is_eval_due(step + 1), calendar.is_checkpoint_due(step + 1)
-            if is_eval_due or is_save_due or signals.received:
+            # Looked at once: a signal that comes later in this step ends the run after the next.
+            is_last = bool(signals.received)
+            is_eval_due, is_save_due = calendar.is_eval_due(step + 1), is_last or calendar.is_checkpoint_due(step + 1)
+            if is_eval_due or is_save_due:
                 log.step(pending)
                 pending = None
             if is_eval_due:
                 log.evaluated(score(state))
-            if is_save_due or signals.received:
+            if is_save_due:
                 save(state)
-            if signals.received:
+            if is_last:
                 break
     except journal.Broken:
         # The steps after the broken one left the state as it was: it is the last good one.
@@ -254,11 +261,12 @@ def _advance_streamed(
     return lambda state, _step: jitted(state, *next(batches))
 
 
-def _inputs_of(setup: states.Setup) -> dict[str, Any]:
-    """Returns how the client's half wants its inputs, JSON-ready."""
+def _inputs_of(setup: states.Setup, dataset: Dataset) -> dict[str, Any]:
+    """Returns how the client's half wants its inputs, JSON-ready: shape of a sample, mean and std of images."""
+    shape = list(dataset.x_train.shape[1:])
     if setup.mean is None:
-        return {"mean": None, "std": None}
-    return {"mean": [float(value) for value in setup.mean], "std": [float(value) for value in setup.std]}
+        return {"shape": shape, "mean": None, "std": None}
+    return {"shape": shape, "mean": np.asarray(setup.mean).tolist(), "std": np.asarray(setup.std).tolist()}
 
 
 def _announce(

@@ -133,7 +133,7 @@ def low_rank(
         matrix = views.matricise(x, template.view)
         # Energies are squares: of numbers about 1 they stay within float32's range.
         peak = jnp.max(jnp.abs(matrix))
-        matrix = matrix / jnp.where(peak > 0, peak, 1.0)
+        matrix = jax.lax.optimization_barrier(matrix / jnp.where(peak > 0, peak, 1.0))
         rows, energies = linalg.subspace_iteration(matrix, enc_state.basis, side.key, iterations)
         affordable = jnp.minimum(layout.affordable_rank(template, side.budget_bytes), top)
         rank = rank_rule(energies[:top], linalg.energy(matrix), affordable)
