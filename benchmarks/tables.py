@@ -47,18 +47,29 @@ def step(rows: dict[str, Any]) -> list[list[str]]:
     return table
 
 
-def generic(rows: Any) -> list[list[str]]:
-    """Returns any list of flat rows as a table."""
-    rows = rows if isinstance(rows, list) else rows["rows"]
-    names = list(rows[0])
-    return [names, *([_number(row[name]) for name in names] for row in rows)]
+def factorise(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Returns the table of the factorisation benchmark: times over ours, errors over the truncated SVD's."""
+    columns = {
+        "view": "view",
+        "ours": "ours_ms",
+        "torch svd_lowrank": "svd_lowrank_over_ours",
+        "torch PowerSGD step": "power_sgd_over_ours",
+        "scikit-learn randomized_svd": "randomized_svd_over_ours",
+        "read and write": "read_write_over_ours",
+        "error": "error_over_svd",
+        "error, 8 bits": "error_over_svd_8_bits",
+        "error, 4 bits": "error_over_svd_4_bits",
+    }
+
+    def text(name: str, value: Any) -> str:
+        if name == "view":
+            return value
+        return f"{value:.1f} ms" if name == "ours_ms" else f"{value:.3f}" if "error" in name else f"{value:.2f}x"
+
+    return [list(columns), *([text(name, row[name]) for name in columns.values()] for row in rows)]
 
 
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-SHAPES: dict[str, Callable[[Any], list[list[str]]]] = {"step": step, "factorise": generic}
+SHAPES: dict[str, Callable[[Any], list[list[str]]]] = {"step": step, "factorise": factorise}
 
 
 def render(name: str) -> str:
