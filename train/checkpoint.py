@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -31,8 +32,12 @@ class Checkpoints:
             counts: JSON-ready values that the host keeps.
         """
         if step not in self._manager.all_steps():
-            arrays = ocp.args.StandardSave(_by_path(state))
-            self._manager.save(step, args=ocp.args.Composite(state=arrays, counts=ocp.args.JsonSave(counts)))
+            items = ocp.args.Composite(
+                state=ocp.args.StandardSave(_by_path(state)),
+                layout=ocp.args.JsonSave(_layout(state)),
+                counts=ocp.args.JsonSave(counts),
+            )
+            self._manager.save(step, args=items)
 
     def restore(self, like: PyTree) -> PyTree:
         """Returns the state of the newest checkpoint, in the structure of `like`.
@@ -40,18 +45,22 @@ class Checkpoints:
         Raises:
             InputError: the checkpoint holds other arrays than `like`, or cannot be read.
         """
-        step = self._manager.latest_step()
-        wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), _by_path(like))
-        try:
-            found = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted)))[
-                "state"
-            ]
-        except (ValueError, KeyError, OSError, TypeError) as problem:
-            raise check.error(
-                "checkpoint", str(self._manager.directory / str(step)), "one that this run wrote",
-                f"It cannot be read: {str(problem)[:200]}. Remove it to go on from the one before.",
-            ) from problem  # fmt: skip
-        return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in wanted])
+        # Compared before anything is read: orbax finds out in the middle of it, and prints what it left undone.
+        saved, expected = _read(self._manager, "layout", ocp.args.JsonRestore()), _layout(like)
+        for path in {**saved, **expected}:
+            if saved.get(path) != expected.get(path):
+                raise check.error(
+                    f"checkpoint {self._manager.latest_step()}: {path or 'state'}", saved.get(path),
+                    str(expected.get(path)), "Data or model have changed since; give another --run_dir.",
+                )  # fmt: skip
+        wanted = {
+            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+            for path, leaf in _by_path(like).items()
+        }
+        found = _read(self._manager, "state", ocp.args.StandardRestore(wanted))
+        # By path, for what comes back has an order of its own; by way of the host, for orbax ties arrays to their
+        # device, and jitted functions would be compiled once for tied and once for free ones.
+        return jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(np.asarray(found[path])) for path in wanted])
 
     def __enter__(self) -> "Checkpoints":
         """Returns itself."""
@@ -63,14 +72,32 @@ class Checkpoints:
 
 
 def read_counts(folder: Path) -> dict[str, Any] | None:
-    """Returns the host's values of the newest whole checkpoint in `folder`, or None where there is none."""
+    """Returns the host's values of the newest whole checkpoint in `folder`, or None where there is none.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     if not folder.is_dir():
         return None
     with ocp.CheckpointManager(folder.resolve()) as manager:
-        step = manager.latest_step()
-        if step is None:
-            return None
-        return manager.restore(step, args=ocp.args.Composite(counts=ocp.args.JsonRestore()))["counts"]
+        return None if manager.latest_step() is None else _read(manager, "counts", ocp.args.JsonRestore())
+
+
+def _read(manager: ocp.CheckpointManager, item: str, how: Any) -> Any:
+    """Returns one item of the newest checkpoint."""
+    step = manager.latest_step()
+    try:
+        return manager.restore(step, args=ocp.args.Composite(**{item: how}))[item]
+    except (ValueError, KeyError, OSError, TypeError) as problem:
+        raise check.error(
+            "checkpoint", str(manager.directory / str(step)), "one that this run wrote",
+            f"It cannot be read: {str(problem)[:200]}. Remove it to go on from the one before.",
+        ) from problem  # fmt: skip
+
+
+def _layout(tree: PyTree) -> dict[str, str]:
+    """Returns dtype and shape of the leaves by their path."""
+    return {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in _by_path(tree).items()}
 
 
 def _by_path(tree: PyTree) -> dict[str, Any]:

@@ -73,19 +73,27 @@ def build(
     if budget < least and config.method != "identity":
         raise check.error(
             f"compress.{name}: budget of a frame for a cut of {tuple(spec.shape)}", f"{budget} bytes",
-            f"at least {least} bytes", f"Lower compress.{name}.ratio to {measure.raw_bytes(spec.shape) / least:.0f} "
-            "or less, or raise link.deadline_s.",
+            f"at least {least} bytes", _remedy(name, cap, least, measure.raw_bytes(spec.shape)),
         )  # fmt: skip
     wrapped = compress.with_feedback(compressor, config.feedback, decay=config.feedback_decay, num_samples=num_samples)
     return Direction(wrapped, cap, settings)
+
+
+def _remedy(name: str, cap: int, least: int, raw_bytes: int) -> str:
+    """Returns what to do about a direction's budget below the least frame of `least` bytes."""
+    if cap >= least:
+        return "Raise link.deadline_s."
+    if raw_bytes < least:
+        return f"Leave compress.{name}.ratio out, or set compress.{name}.method to 'identity'."
+    return f"Lower compress.{name}.ratio to {raw_bytes // least} or less."
 
 
 def _method(
     config: DirectionConfig, view: str, spec: jax.ShapeDtypeStruct, budget_bytes: int
 ) -> tuple[Compressor, dict[str, Any]]:
     """Returns the method's compressor and its settings; a rank that the budget cannot reach is not computed."""
-    factory = compress.METHODS[config.method]
     settings = {name: getattr(config, name) for name in sorted(parameters(config)) if hasattr(config, name)}
+    factory = compress.METHODS[config.method]
     if "view" in settings:
         settings["view"] = view
     if "max_rank" in settings:

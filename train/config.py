@@ -263,7 +263,7 @@ _RIVALS = (
     ("down_mbps", "down_trace"),
 )
 _FOR_ANY_METHOD = ("method", "feedback", "feedback_decay", "view", "ratio")
-_NOT_HASHED = ("role", "run_dir", "overwrite", "train.resume")
+_NOT_HASHED = ("role", "run_dir", "overwrite", "data.download", "train.resume")
 _COMMAND_LINE = "command line"
 
 
@@ -315,7 +315,10 @@ def from_toml(source: str | Path) -> Config:
 
 
 def fingerprint(config: Config) -> str:
-    """Returns the SHA-256 hex digest of every value but `role`, `run_dir`, `overwrite` and `train.resume`."""
+    """Returns the SHA-256 hex digest of every value that counts: not where and how a run is made, but what it is.
+
+    `role`, `run_dir`, `overwrite`, `data.download` and `train.resume` do not count.
+    """
     values = _flatten(dataclasses.asdict(config))
     hashed = {key: value for key, value in values.items() if key not in _NOT_HASHED}
     return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()

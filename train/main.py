@@ -3,6 +3,7 @@
 Whatever comes from outside and cannot be used ends in one line on stderr and exit code 2.
 """
 
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except (InputError, UnicodeError) as error:
         return _refuse(str(error))
+    except KeyboardInterrupt:  # before the first step: there is nothing to save
+        return 128 + signal.SIGINT
 
 
 def _refuse(message: str) -> int:

@@ -26,20 +26,30 @@ BATCH_SIZE = 256
 def client(run_dir: str | Path, model: split.SplitModel | None = None) -> Callable[[Array], Array]:
     """Returns the trained client's half as a function from inputs (uint8 images, or as trained) to smashed data.
 
+    The function raises an `InputError` for inputs unlike those of training.
+
     Args:
         run_dir: of a finished run.
         model: your own, if the run was made with one.
     """
     (params, state), about = _load(run_dir, "client")
     model = model or _build(about)
+    shape, is_image = tuple(about["shape"]), about["mean"] is not None
 
     @jax.jit
     def apply(x):
-        if about["mean"] is not None:
+        if is_image:
             x = normalise(x, jnp.asarray(about["mean"]), jnp.asarray(about["std"]))
         return model.client(params, state, x, False)[0]
 
-    return apply
+    def checked(x):
+        if x.shape[1:] != shape:
+            raise check.error("shape of a sample", x.shape[1:], f"{shape}, as in training")
+        if is_image and x.dtype != np.uint8:
+            raise check.error("type of the images", str(x.dtype), "uint8", "Scale them to 0..255 and convert them.")
+        return apply(x)
+
+    return checked
 
 
 def server(run_dir: str | Path, model: split.SplitModel | None = None) -> Callable[[Array], Array]:

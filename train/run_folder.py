@@ -10,8 +10,8 @@ from nscjax import check
 from train import config as configs
 from train.config import Config
 
-OWN_NAMES = ("config.toml", "metrics.jsonl", "summary.json", "checkpoints", "halves", "report.html", "plots")
-"""What a run writes; `overwrite` removes these and nothing else."""
+OWN_NAMES = ("report.html", "plots", "summary.json", "halves", "checkpoints", "metrics.jsonl", "config.toml")
+"""What a run writes; `overwrite` removes these and nothing else, in this order: what is left names its run."""
 
 
 def require_free(config: Config) -> None:
@@ -20,25 +20,31 @@ def require_free(config: Config) -> None:
     Called before anything is read or written: bad input must cost neither time nor an earlier run.
     """
     folder = Path(config.run_dir)
+    if not config.run_dir:
+        raise check.error("run_dir", config.run_dir, "the path of a folder")
     if folder.exists() and not folder.is_dir():
         raise check.error("run_dir", config.run_dir, "a folder, or a path where one can be made")
-    if not (folder / "config.toml").exists():
-        return
-    if config.train.resume:
+    found = [name for name in OWN_NAMES if (folder / name).exists()]
+    if can_resume(config):
         _require_same_run(folder, config)
-    elif not config.overwrite:
+    elif found and not config.overwrite:
+        resume = "--train.resume true to go on with it, " if "config.toml" in found else ""
         raise check.error(
             "run_dir", config.run_dir, "a folder without a run",
-            "It holds an earlier run: give --train.resume true to go on with it, --overwrite true to replace it, "
-            "or another --run_dir.",
+            f"It holds an earlier run's {found[0]}: give {resume}--overwrite true to replace it, or another --run_dir.",
         )  # fmt: skip
+
+
+def can_resume(config: Config) -> bool:
+    """Returns whether the config asks to go on with a run and the run folder holds one."""
+    return config.train.resume and (Path(config.run_dir) / "config.toml").exists()
 
 
 def claim(config: Config) -> Path:
     """Returns the run folder, made ready: empty of any run, or holding the very run that is to be resumed."""
     require_free(config)
     folder = Path(config.run_dir)
-    if config.train.resume and (folder / "config.toml").exists():
+    if can_resume(config):
         return folder
     for name in OWN_NAMES:
         path = folder / name
@@ -82,7 +88,7 @@ class MetricsFile:
     def __init__(self, path: Path, num_bytes: int = 0) -> None:
         """Opens the file and drops all that was written after `num_bytes` bytes."""
         self._file = path.open("ab")
-        self._file.truncate(num_bytes)
+        self._file.truncate(min(num_bytes, self._file.tell()))
 
     def write(self, line: dict[str, Any]) -> None:
         """Appends one line, at once visible to readers."""

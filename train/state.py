@@ -1,7 +1,7 @@
 """What a run carries from step to step, and the step: one jitted function from state to state.
 
-Whatever goes wrong numerically is a value: after a non-finite loss, activation or gradient the state stays as it was
-before that step, for good, so that the host, which looks one step later, still finds the last good one.
+Whatever goes wrong numerically is a value: after a non-finite loss, activation, gradient or parameter the state stays
+as it was before that step, for good, so that the host, which looks one step later, still finds the last good one.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,15 @@ from nscjax.types import Array, Key, PyTree
 from train import optimise
 from train.data.batches import augment, normalise
 
-TENSORS = ("activations of the cut", "loss", "gradient of the cut", "client's gradients", "server's gradients")
+TENSORS = (
+    "activations of the cut",
+    "loss",
+    "gradient of the cut",
+    "client's gradients",
+    "server's gradients",
+    "client's updated half",
+    "server's updated half",
+)
 """What a step checks for finiteness, in the order of cause; `Metrics.broken` is a position in it, or -1."""
 
 
@@ -179,7 +187,7 @@ def train_step(setup: Setup, state: TrainState, x: Array, y: Array, sample_ids: 
         step=state.step + 1,
         is_sound=state.is_sound,
     )
-    broken = _first_broken(step)
+    broken = _first_broken(step, moved)
     is_sound = state.is_sound & (broken < 0)
     metrics = Metrics(step.loss, step.metrics, step.up, step.down, up_budget, down_budget, up_s + down_s, broken)
     return split.select(is_sound, moved, state._replace(is_sound=is_sound)), metrics
@@ -203,12 +211,17 @@ def _update(setup: Setup, rate: Array, params: PyTree, optimiser: PyTree, grads:
     return optimise.apply(params, directions, rate), optimiser
 
 
-def _first_broken(step: split.FusedStep) -> Array:
+def _first_broken(step: split.FusedStep, moved: TrainState) -> Array:
     """Returns the position in `TENSORS` of the first that is not finite, or -1.
 
-    A message's distortion is finite only if the tensor and what arrived of it are.
+    A message's distortion is finite only if the tensor and what arrived of it are. Of a half its parameters, its
+    running state and its optimiser's state count: they can overflow where every gradient is finite.
     """
-    checked = (step.up.distortion, step.loss, step.down.distortion, step.client_grads, step.server_grads)
+    client = (moved.client.params, moved.client.state, moved.client_optimiser)
+    server = (moved.server.params, moved.server.state, moved.server_optimiser)
+    checked = (
+        step.up.distortion, step.loss, step.down.distortion, step.client_grads, step.server_grads, client, server
+    )  # fmt: skip
     is_finite = jnp.stack([_all_finite(tree) for tree in checked])
     return jnp.where(jnp.all(is_finite), -1, jnp.argmin(is_finite))
 

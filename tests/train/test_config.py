@@ -6,7 +6,7 @@ import pytest
 
 from nscjax.check import InputError
 from train import config
-from train.config import CompressConfig, Config, DirectionConfig, LinkConfig, TrainConfig
+from train.config import CompressConfig, Config, DataConfig, DirectionConfig, LinkConfig, TrainConfig
 
 SECTIONS = {
     "data": config.DataConfig,
@@ -144,7 +144,7 @@ def test_toml_has_every_key_but_those_that_are_none():
         "latency_ms": 0.0,
         "client_step_s": 0.0,
         "server_step_s": 0.0,
-        "estimator": "ewma",
+        "estimator": "quantile",
         "initial_mbps": 1.0,
     }
     assert config.from_toml(config.to_toml(Config())) == Config()
@@ -444,7 +444,7 @@ def test_only_the_local_role_exists(file, role):
 def test_fingerprint_leaves_out_where_and_who_and_nothing_else():
     base = config.fingerprint(Config())
     assert re.fullmatch("[0-9a-f]{64}", base)
-    same = Config(run_dir="x", overwrite=True, train=TrainConfig(resume=True))
+    same = Config(run_dir="x", overwrite=True, data=DataConfig(download=True), train=TrainConfig(resume=True))
     assert config.fingerprint(same) == base
     assert config.fingerprint(config.from_toml(config.to_toml(Config()))) == base
     others = [

@@ -111,6 +111,12 @@ def test_what_fails_outside_of_the_run_is_one_line(file, monkeypatch, capsys, ra
     assert printed.err.count("\n") == 1
 
 
+def test_an_interrupt_before_the_first_step_is_no_mistake(file, monkeypatch, capsys):
+    monkeypatch.setattr(train, "loop", Loop(KeyboardInterrupt()), raising=False)
+    assert main.main(["--config", str(file)]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
 def test_a_mistake_of_our_own_is_not_hidden(file, monkeypatch):
     monkeypatch.setattr(train, "loop", Loop(ZeroDivisionError("ours")), raising=False)
     with pytest.raises(ZeroDivisionError):
