@@ -11,11 +11,12 @@ from train import main
 
 README = (runs.ROOT / "README.md").read_text()
 MAKEFILE = (runs.ROOT / "Makefile").read_text()
-# What makes the README's commands short: views that are not measured, made data, two steps, a narrow network.
+# What makes the README's commands short: views that are not measured, made data, two steps, a small network.
 VIEWS = ("--compress.up.view", "BC,HW", "--compress.down.view", "BC,HW")
 SHORT = (
     *("--data.name", "npz", "--data.dir", "made.npz", "--data.num_train", "16", "--data.num_test", "10"),
-    *("--train.batch_size", "8", "--train.steps", "2", "--model.width", "4"),
+    *("--train.batch_size", "8", "--train.steps", "2"),
+    *("--model.name", "cnn", "--model.width", "4", "--model.cut", "conv2"),
     *VIEWS,
 )
 

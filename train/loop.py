@@ -7,6 +7,7 @@ before the next one is under way: it reads the metrics of step n after it has se
 import functools
 import json
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -123,7 +124,9 @@ def fit(
         journal.Journal(folder / "metrics.jsonl", terminal, calendar, measure.raw_bytes(spec.shape), counts) as log,
         _Signals() as signals,
     ):
-        _announce(terminal, config, settings, explicit, spec, done)
+        network_name = f"{config.model.name} cut after {config.model.cut}" if about else "a model of your own, cut"
+        terminal.say(f"{config.run_dir}: {dataset.name}, {network_name} {spec.shape}")
+        _announce(terminal, config, settings, explicit, done)
         views = {way: settings[way].get("view", "") for way in settings}
         score = _scorer(setup, config, dataset, terminal)
 
@@ -270,11 +273,9 @@ def _inputs_of(setup: states.Setup, dataset: Dataset) -> dict[str, Any]:
 
 
 def _announce(
-    terminal: Terminal, config: Config, settings: dict[str, dict[str, Any]], explicit: frozenset[str],
-    spec: jax.ShapeDtypeStruct, done: int,
-) -> None:  # fmt: skip
-    """Says what is going to run."""
-    terminal.say(f"{config.run_dir}: {config.data.name}, {config.model.name} cut after {config.model.cut} {spec.shape}")
+    terminal: Terminal, config: Config, settings: dict[str, dict[str, Any]], explicit: frozenset[str], done: int
+) -> None:
+    """Says how the cut is compressed and where the run goes on."""
     for way, direction in (("up", config.compress.up), ("down", config.compress.down)):
         used = ", ".join(f"{key} {value}" for key, value in settings[way].items())
         terminal.say(f"{way:>4}: {direction.method}" + (f" ({used})" if used else ""))
@@ -293,8 +294,9 @@ class _Signals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "_Signals":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._receive)
+        if threading.current_thread() is threading.main_thread():  # no other one may ask for signals
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *problem: object) -> None:

@@ -3,16 +3,17 @@
 import contextlib
 import dataclasses
 import json
-import logging
 import os
-import re
 from collections import Counter
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg  # noqa: F401  # loads LAPACK, so that its threads can be limited
+from jax import monitoring
 from jax.experimental.compilation_cache import compilation_cache
+from threadpoolctl import threadpool_limits
 
 from nscjax import link, split
 from nscjax.compress import Duplex, identity
@@ -53,53 +54,47 @@ TRACE = "time_s,mbit_per_s\n0,0.02\n0.2,0.006\n0.4,0.012\n0.6,0.0038\n1.0,0.009\
 def quick_compilation(folder):
     """Keeps compiled functions in `folder`, little optimised: a run made again, here or in a child, compiles nothing.
 
-    It is still traced and lowered as often as ever: what `count_compilations` counts stays as it is.
+    It is still traced and lowered as often as ever: what `count_compilations` counts stays as it is. LAPACK has one
+    thread, as in a run: several would wait for those of the test beside this one.
     """
-    values = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_disable_most_optimizations": True,
-    }
-    before = {name: jax.config.values[name] for name in values}
-    for name, value in values.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
+    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    _compile(folder, 0.0, is_quick=True)
+    with threadpool_limits(limits=1, user_api="blas"):
+        yield
+    _compile(*before, is_quick=False)
+
+
+def _compile(cache, min_seconds, is_quick):
+    jax.config.update("jax_compilation_cache_dir", cache and str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", min_seconds)
+    jax.config.update("jax_disable_most_optimizations", is_quick)
     compilation_cache.reset_cache()
 
 
 def child_environment():
-    """Returns the environment of a child process that compiles as quickly as this one."""
+    """Returns the environment of a child process that compiles as it is done within `quick_compilation`."""
     return {
         **os.environ,
-        "JAX_COMPILATION_CACHE_DIR": jax.config.values["jax_compilation_cache_dir"] or "",
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": str(jax.config.values["jax_disable_most_optimizations"]),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
     }
 
 
 @contextlib.contextmanager
 def count_compilations():
-    """Yields a counter of function names, one up whenever jax compiles a function for new shapes or types."""
+    """Yields a counter of function names, one up whenever jax compiles a function for new shapes, types or devices."""
     counter = Counter()
 
-    class Handler(logging.Handler):
-        def emit(self, record):
-            found = re.match(r"Compiling jit\(([^)]+)\)", record.getMessage())
-            counter.update(found.groups() if found else ())
+    def count(event, _duration, fun_name="", **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            counter[fun_name.removeprefix("jit(").removesuffix(")")] += 1
 
-    logger, handler = logging.getLogger("jax"), Handler(logging.DEBUG)
-    logger.addHandler(handler)
-    level, logger.propagate = logger.level, False
-    logger.setLevel(logging.DEBUG)
+    monitoring.register_event_duration_secs_listener(count)
     try:
         yield counter
     finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = True
+        monitoring.unregister_event_duration_listener(count)
 
 
 def made_dataset(height=8, channels=1, num_train=NUM_TRAIN, num_test=NUM_TEST, num_classes=NUM_CLASSES):

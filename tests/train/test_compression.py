@@ -11,6 +11,8 @@ from tests.train.runs import count_compilations
 from train import compression
 from train.config import DirectionConfig
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 SPEC = jax.ShapeDtypeStruct((8, 4, 4, 16), jnp.float32)
 RAW = 4 * 8 * 4 * 4 * 16
 X = jax.random.normal(jax.random.key(0), SPEC.shape)

@@ -1,3 +1,4 @@
+import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
@@ -363,6 +364,7 @@ def test_left_alone_the_cut_costs_no_accuracy(left_alone):
 
 def test_keys_without_effect_are_named_once(left_alone):
     log = left_alone[1]
+    assert "run: own, a model of your own, cut (8, 6)\n" in log
     assert "up: identity\n" in log
     assert "ignored, for identity does not use them: compress.up.energy, compress.up.max_rank\n" in log
     assert log.count("ignored") == 1
@@ -496,12 +498,31 @@ def test_a_checkpoint_counts_the_steps_of_its_state_whenever_the_signal_comes(af
     assert events[-1] == "save"
 
 
+@pytest.fixture
+def interruptible():
+    """Python as started in the foreground: in the background it ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_signal_is_not_held_back():
     with loop._Signals() as signals:
         signal.raise_signal(signal.SIGINT)
         assert signals.received == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_a_thread_may_train_too():
+    # Python delivers signals to the main thread alone, and lets no other one ask for them.
+    def enter():
+        with loop._Signals() as signals:
+            return signals.received
+
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        assert threads.submit(enter).result() == 0
 
 
 def test_handlers_are_put_back():
