@@ -1,13 +1,17 @@
 """Accuracy at a byte budget: trains the cells of a table, one process a run.
 
-    python benchmarks/accuracy.py TABLE --data_dir DIR [--seeds N] [--cells NAME ...] [--out DIR]
+    python benchmarks/accuracy.py TABLE --data_dir DIR [--seeds N] [--cells NAME ...] [--jobs N] [--out DIR]
 
 It writes `benchmarks/results/TABLE.json` after every run. A finished run is never made again: stop it at any time and
-start the same command.
+start the same command. With `--jobs 2` two runs share the cores, one half each: together faster than one after the
+other on all of them, for much of a run is not parallel.
 """
 
 import argparse
+import concurrent.futures
 import json
+import os
+import queue
 import statistics
 import subprocess
 import sys
@@ -83,15 +87,30 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
 """Tables by name: the config file and the cells, each a set of overrides."""
 
 
-def run(config: str, overrides: dict[str, Any], seed: int, run_dir: Path, data_dir: str | None) -> dict[str, Any]:
-    """Returns the summary of one run, made now unless it was made before."""
+def run(
+    config: str, overrides: dict[str, Any], seed: int, run_dir: Path, data_dir: str | None, cores: frozenset[int]
+) -> dict[str, Any]:
+    """Returns the summary of one run on `cores`, made now unless it was made before."""
     if not (run_dir / "summary.json").exists():
         values = {**overrides, "seed": seed, "run_dir": run_dir, "train.resume": "true"}
         values |= {"data.dir": data_dir} if data_dir else {}
         command = [sys.executable, "train/main.py", "--config", f"configs/{config}.toml"]
         command += [word for key, value in values.items() for word in (f"--{key}", str(value))]
-        subprocess.run(command, cwd=ROOT, check=True)
+        process = subprocess.Popen(command, cwd=ROOT)
+        if cores:
+            os.sched_setaffinity(process.pid, cores)
+        if process.wait():
+            raise subprocess.CalledProcessError(process.returncode, command)
     return json.loads((run_dir / "summary.json").read_text())
+
+
+def shares(jobs: int) -> "queue.Queue[frozenset[int]]":
+    """Returns the cores of this process dealt out to `jobs` runs; empty sets, for no limit, where there is one job."""
+    cores = sorted(os.sched_getaffinity(0)) if jobs > 1 else []
+    free: queue.Queue[frozenset[int]] = queue.Queue()
+    for job in range(jobs):
+        free.put(frozenset(cores[job::jobs]))
+    return free
 
 
 def cell(summaries: list[dict[str, Any]]) -> dict[str, Any]:
@@ -113,18 +132,30 @@ def main() -> None:
     parser.add_argument("--data_dir", help="folder of the data set; by default the config's")
     parser.add_argument("--seeds", type=int, default=1, help="seeds 0 to N-1")
     parser.add_argument("--cells", nargs="*", help="only these cells")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on its share of the cores")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "benchmarks", help="where the runs are kept")
     options = parser.parse_args()
     config, cells = TABLES[options.table]
     chosen = {name: cells[name] for name in options.cells or cells}
-    done: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
-    for seed in range(options.seeds):
-        for name, overrides in chosen.items():
-            folder = options.out / options.table / name.replace(" ", "_").replace(",", "-") / f"seed{seed}"
-            done[name].append(run(config, overrides, seed, folder, options.data_dir))
-            rows = {name: cell(summaries) for name, summaries in done.items() if summaries}
-            write(options.table, {"config": config, "cells": rows}, seeds=list(range(seed + 1)))
-            print(f"{options.table}: {name}, seed {seed}: accuracy {done[name][-1]['accuracy']:.4f}", flush=True)
+    done: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in chosen}
+    free = shares(options.jobs)
+
+    def make(name: str, seed: int) -> dict[str, Any]:
+        folder = options.out / options.table / name.replace(" ", "_").replace(",", "-") / f"seed{seed}"
+        cores = free.get()
+        try:
+            return run(config, chosen[name], seed, folder, options.data_dir, cores)
+        finally:
+            free.put(cores)
+
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        runs = {pool.submit(make, name, seed): (name, seed) for seed in range(options.seeds) for name in chosen}
+        for finished in concurrent.futures.as_completed(runs):
+            name, seed = runs[finished]
+            done[name][seed] = finished.result()
+            rows = {name: cell([by_seed[seed] for seed in sorted(by_seed)]) for name, by_seed in done.items() if by_seed}
+            write(options.table, {"config": config, "cells": rows}, seeds=sorted(set().union(*done.values())))
+            print(f"{options.table}: {name}, seed {seed}: accuracy {done[name][seed]['accuracy']:.4f}", flush=True)
 
 
 if __name__ == "__main__":
