@@ -70,17 +70,9 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "settings": (
         "cifar10_bench",
         {
-            "4 bits": {},
+            **{f"ratio {ratio}": both(ratio=ratio) for ratio in (16, 64, 100, 160)},
             "8 bits": both(factor_bits=8),
-            "16 bits": both(factor_bits=16),
-            "2 iterations": both(iterations=2),
             "energy 0.9": both(energy=0.9),
-            "view BHW,C": both(view="BHW,C"),
-            "view BH,WC": both(view="BH,WC"),
-            "view BC,HW": both(view="BC,HW"),
-            "ratio 16": both(ratio=16),
-            "ratio 64": both(ratio=64),
-            "ratio 100": both(ratio=100),
         },
     ),
 }
@@ -113,8 +105,9 @@ def shares(jobs: int) -> "queue.Queue[frozenset[int]]":
     return free
 
 
-def cell(summaries: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the runs of a cell with mean and standard error of the accuracy."""
+def cell(by_seed: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """Returns the runs of a cell, in the order of their seeds, with mean and standard error of the accuracy."""
+    summaries = [by_seed[seed] for seed in sorted(by_seed)]
     accuracies = [summary["accuracy"] for summary in summaries]
     error = statistics.stdev(accuracies) / len(accuracies) ** 0.5 if len(accuracies) > 1 else None
     return {
@@ -153,7 +146,7 @@ def main() -> None:
         for finished in concurrent.futures.as_completed(runs):
             name, seed = runs[finished]
             done[name][seed] = finished.result()
-            rows = {name: cell([by_seed[seed] for seed in sorted(by_seed)]) for name, by_seed in done.items() if by_seed}
+            rows = {name: cell(by_seed) for name, by_seed in done.items() if by_seed}
             write(options.table, {"config": config, "cells": rows}, seeds=sorted(set().union(*done.values())))
             print(f"{options.table}: {name}, seed {seed}: accuracy {done[name][seed]['accuracy']:.4f}", flush=True)
 

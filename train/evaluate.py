@@ -85,7 +85,7 @@ def make_step(setup: states.Setup, batch_size: int, num_classes: int) -> Callabl
             # Test samples are in no cache of per-sample feedback.
             sample_ids=jnp.full(batch_size, -1, jnp.int32),
         )
-        smashed, _ = setup.model.client(client.params, client.state, states.inputs(setup, x), False)
+        smashed, _ = setup.model.client(client.params, client.state, setup.inputs.normalise(x), False)
         payload, enc = setup.duplex.up.compress(smashed, carry.enc, side)
         smashed_hat, dec = setup.duplex.up.decompress(payload, carry.dec, side)
         logits, _ = setup.model.server(server.params, server.state, smashed_hat, False)

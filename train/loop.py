@@ -146,7 +146,7 @@ def fit(
             return _fitted(128 + signals.received, model, state, {})
         fitted = _fitted(0, model, state, log.summary(config.seed, state.client.params, state.server.params))
         for name, half in (("client", fitted.client), ("server", fitted.server)):
-            checkpoint.save_half(folder / "halves" / name, half, {**about, **_inputs_of(setup, dataset)})
+            checkpoint.save_half(folder / "halves" / name, half, {**about, **_inputs_of(setup.inputs, dataset)})
         run_folder.write_whole(folder / "summary.json", json.dumps(fitted.summary, indent=2) + "\n")
         page = report.write(folder)
     terminal.finished(fitted.summary, page)
@@ -264,12 +264,12 @@ def _advance_streamed(
     return lambda state, _step: jitted(state, *next(batches))
 
 
-def _inputs_of(setup: states.Setup, dataset: Dataset) -> dict[str, Any]:
+def _inputs_of(inputs: states.Inputs, dataset: Dataset) -> dict[str, Any]:
     """Returns how the client's half wants its inputs, JSON-ready: shape of a sample, mean and std of images."""
     shape = list(dataset.x_train.shape[1:])
-    if setup.mean is None:
+    if inputs.mean is None:
         return {"shape": shape, "mean": None, "std": None}
-    return {"shape": shape, "mean": np.asarray(setup.mean).tolist(), "std": np.asarray(setup.std).tolist()}
+    return {"shape": shape, "mean": np.asarray(inputs.mean).tolist(), "std": np.asarray(inputs.std).tolist()}
 
 
 def _announce(

@@ -1,45 +1,23 @@
 """The report of a run: a page with plots that anyone can open, made from the run folder's files alone.
 
 `write` makes `report.html` and the plots it shows; `summary_table` is the table that ends a run on the
-terminal; `python -m train.report RUN_DIR` makes the report again. A plot is first described (`Plot`, `Panel`,
-`Series`) and then drawn twice, once for each colour scheme. May import `nscjax.check` and drawing libraries.
+terminal; `python -m train.report RUN_DIR` makes the report again.
 """
 
 import argparse
 import json
-import math
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
-import matplotlib as mpl
-import numpy as np
 import rich.table
-from matplotlib import ticker
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from nscjax import check
-
-MOST_POINTS = 2000  # of one line; more are invisible and make the page slow
-MISSING = "–"  # shown where a run folder does not hold a value
-
-Metrics = list[dict[str, Any]]  # lines of metrics.jsonl, each one JSON object
-Tone = Literal["ink", "muted", "up", "down", "accent"]
-
-# Hues of Okabe and Ito, which stay apart in colour-blind eyes; darker on white, lighter on black.
-THEMES: dict[str, dict[str, str]] = {
-    "light": {
-        "ink": "#1c2128", "muted": "#68717d", "grid": "#e4e7eb",
-        "up": "#0069a8", "down": "#c24e00", "accent": "#00785a",
-    },
-    "dark": {
-        "ink": "#e8eaed", "muted": "#98a2ae", "grid": "#30363f",
-        "up": "#5cb8f0", "down": "#f09a4a", "accent": "#3fcfa2",
-    },
-}  # fmt: skip
+from train import plots
+from train.plots import Metrics
+from train.text import MISSING, byte_size, count, duration, is_number, percent, times
 
 # The fields of metrics.jsonl and summary.json that the report reads as numbers.
 _NUMBERS = (
@@ -68,36 +46,6 @@ class Run(NamedTuple):
     evals: Metrics
     facts: dict[str, Any]  # the summary's fields, as far as they are known, and the skipped messages
     is_finished: bool  # it has a summary
-
-
-class Series(NamedTuple):
-    """One line of a plot."""
-
-    label: str  # written at the line's end; empty for none
-    x: np.ndarray  # [N] float64, finite
-    y: np.ndarray  # [N] float64, finite
-    tone: Tone
-    is_faint: bool = False
-
-
-class Panel(NamedTuple):
-    """One pair of axes with lines that share a unit."""
-
-    y_label: str
-    series: list[Series]
-    unit: Literal["number", "whole", "percent", "bytes"] = "number"
-    scale: Literal["from zero", "free", "log"] = "from zero"
-
-
-class Plot(NamedTuple):
-    """One figure of the report: panels over one another that share the x axis."""
-
-    name: str  # of its files
-    title: str
-    caption: str
-    panels: list[Panel]
-    x_label: str = "training step"
-    x_unit: Literal["number", "whole", "bytes"] = "whole"
 
 
 # ---- the run folder ----
@@ -160,335 +108,6 @@ def _read_object(text: bytes, where: str, remedy: str) -> dict[str, Any]:
     return found
 
 
-def is_number(value: Any) -> bool:
-    """Tells whether `value` is a float (NaN and infinities included) or an int of up to 64 bits; no bool."""
-    return isinstance(value, float) or (type(value) is int and abs(value) < 2**64)
-
-
-# ---- numbers as people read them ----
-
-
-def percent(value: Any) -> str:
-    """Returns a fraction as per cent: 0.9722 -> '97.22 %'."""
-    return f"{100 * value:.2f} %" if is_number(value) else MISSING
-
-
-def byte_size(value: Any) -> str:
-    """Returns a number of bytes with a decimal unit (1 kB = 1000 B): 1262000 -> '1.26 MB'."""
-    if not is_number(value) or not math.isfinite(value):
-        return MISSING
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(value) < 999.5 or unit == "TB":
-            break
-        value /= 1000
-    return f"{value:.3g} {unit}" if abs(value) < 999.5 else f"{value:,.0f} {unit}"
-
-
-def duration(value: Any) -> str:
-    """Returns seconds as '4.2 s', '3 min 12 s' or '1 h 05 min'."""
-    if not is_number(value) or not math.isfinite(value):
-        return MISSING
-    if value < 59.95:
-        return f"{value:.3g} s"
-    minutes, seconds = divmod(round(value), 60)
-    return f"{minutes} min {seconds:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def times(raw: Any, sent: Any = 1) -> str:
-    """Returns raw / sent as a ratio: '31.8×'."""
-    if not is_number(raw) or not is_number(sent) or not sent or not math.isfinite(raw / sent):
-        return MISSING
-    return f"{raw / sent:,.{1 if raw / sent < 100 else 0}f}×"
-
-
-def count(value: Any) -> str:
-    """Returns a whole number with its thousands set apart."""
-    return f"{value:,.0f}" if is_number(value) else MISSING
-
-
-# ---- what the plots show ----
-
-
-def thin(x: np.ndarray, y: np.ndarray, most: int = MOST_POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """Returns at most `most` of the points, in their order: the lowest and the highest of equal stretches.
-
-    Unlike every n-th point this keeps single outliers, such as the one frame that was skipped.
-
-    Shapes:
-        x, y: float64 [N], finite; both results: float64 [min(N, most)] or shorter.
-    """
-    if len(x) <= most:
-        return x, y
-    stretches = np.array_split(np.arange(len(x)), most // 2)
-    kept = np.unique([index[pick(y[index])] for index in stretches for pick in (np.argmin, np.argmax)])
-    return x[kept], y[kept]
-
-
-def moving_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Returns the mean over `window` values around each one, fewer at both ends.
-
-    Shapes:
-        values and result: float64 [N].
-    """
-    weights = np.ones(min(window, len(values)))
-    sums = np.convolve(values, weights, "same")
-    return sums / np.convolve(np.ones(len(values)), weights, "same")
-
-
-def _column(lines: Metrics, field: str) -> np.ndarray:
-    values = [line.get(field) for line in lines]
-    return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
-
-
-def _series(label: str, lines: Metrics, field: str, tone: Tone, x: np.ndarray | None = None) -> Series:
-    """Returns the line of one field over the steps (or over `x`), without the points that are not finite."""
-    x = _column(lines, "step") if x is None else x
-    y = _column(lines, field)
-    finite = np.isfinite(x) & np.isfinite(y)
-    return Series(label, x[finite], y[finite], tone)
-
-
-def _with_mean(line: Series, least: int) -> list[Series]:
-    """Returns the line; from `least` points on, the line made faint and its moving mean on top."""
-    if len(line.x) < least:
-        return [line]
-    mean = moving_mean(line.y, len(line.y) // 50 + 1)
-    return [line._replace(label="", is_faint=True), line._replace(y=mean)]
-
-
-def _directions(lines: Metrics, field: str) -> list[Series]:
-    pair = [_series("up", lines, f"up_{field}", "up"), _series("down", lines, f"down_{field}", "down")]
-    return [drawn for line in pair for drawn in _with_mean(line, least=1000)]
-
-
-def _trained(lines: Metrics, field: str) -> list[Series]:
-    return _with_mean(_series("training", lines, field, "muted"), least=50)
-
-
-def _byte_panel(y_label: str, series: list[Series]) -> Panel:
-    """Returns a panel with a log scale where one line would lie flat on the floor of the other."""
-    values = np.concatenate([line.y[line.y > 0] for line in series])
-    is_wide = values.size > 0 and values.max() > 20 * np.percentile(values, 5)
-    return Panel(y_label, series, unit="bytes", scale="log" if is_wide else "from zero")
-
-
-def _frame_panel(direction: Literal["up", "down"], lines: Metrics) -> Panel:
-    budget = _series("budget", lines, f"{direction}_budget_bytes", "muted")
-    frame = _series("frame", lines, f"{direction}_bytes", direction)
-    drawn = [*_with_mean(budget, least=1000), *_with_mean(frame, least=1000)]
-    return _byte_panel(f"{direction}link frame", drawn)
-
-
-def _accuracy_panel(evals: Metrics, x: np.ndarray) -> Panel:
-    """Returns the panel that compares the same parameters with the cut compressed and left alone."""
-    left_alone = _series("left alone", evals, "accuracy_uncompressed", "muted", x)
-    return Panel(
-        "test accuracy",
-        [left_alone, _series("compressed", evals, "accuracy", "accent", x)],
-        "percent",
-        "free",
-    )
-
-
-def plots(train: Metrics, evals: Metrics) -> list[Plot]:
-    """Returns the plots that the metrics have values for, in the order of the page."""
-    sent = _column(evals, "total_up_bytes") + _column(evals, "total_down_bytes")
-    seconds = _series("", evals, "total_link_seconds", "ink")
-    described = [
-        Plot(
-            "accuracy_bytes",
-            "Accuracy over bytes sent",
-            "Test accuracy against all training frames so far, up and down, headers included.",
-            [_accuracy_panel(evals, sent)],
-            "bytes sent",
-            "bytes",
-        ),
-        Plot(
-            "accuracy",
-            "Accuracy over steps",
-            "Training batches, and the test set with the cut compressed.",
-            [
-                Panel(
-                    "accuracy",
-                    [*_trained(train, "accuracy"), _series("test", evals, "accuracy", "accent")],
-                    "percent",
-                    "free",
-                )
-            ],
-        ),
-        Plot(
-            "loss",
-            "Loss over steps",
-            "Training batches, and the test set with the cut compressed.",
-            [Panel("loss", [*_trained(train, "loss"), _series("test", evals, "loss", "accent")])],
-        ),
-        Plot(
-            "distortion",
-            "Distortion over steps",
-            "Squared error of what arrived relative to what was to be sent; 1 where nothing arrived.",
-            [Panel("relative squared error", _directions(train, "distortion"), scale="log")],
-        ),
-        Plot(
-            "rank",
-            "Rank and budget over steps",
-            "Components sent in a frame, and the bytes that the link or the ratio allowed for it.",
-            [
-                Panel("rank", _directions(train, "rank"), "whole"),
-                _byte_panel("budget of a frame", _directions(train, "budget_bytes")),
-            ],
-        ),
-        Plot(
-            "frames",
-            "Bytes of a frame against its budget",
-            "Frames with their headers, and the most that was allowed for each.",
-            [_frame_panel("up", train), _frame_panel("down", train)],
-        ),
-    ]
-    if np.any(seconds.y > 0):
-        described += _link_plots(evals, seconds)
-    return [plot for plot in map(_without_gaps, described) if plot.panels]
-
-
-def _link_plots(evals: Metrics, seconds: Series) -> list[Plot]:
-    from_start = seconds._replace(x=np.insert(seconds.x, 0, 0.0), y=np.insert(seconds.y, 0, 0.0))
-    return [
-        Plot(
-            "link_time",
-            "Link time over steps",
-            "Seconds that training frames have spent on the link so far, up and down.",
-            [Panel("link time, s", [from_start])],
-        ),
-        Plot(
-            "accuracy_time",
-            "Accuracy over link time",
-            "Test accuracy against the seconds that training frames have spent on the link so far.",
-            [_accuracy_panel(evals, _column(evals, "total_link_seconds"))],
-            "link time, s",
-            "number",
-        ),
-    ]
-
-
-def _without_gaps(plot: Plot) -> Plot:
-    """Returns the plot without lines that have nothing to show and without panels that have no line left."""
-    panels = []
-    for panel in plot.panels:
-        drawn = [line for line in panel.series if len(line.x)]
-        if panel.scale == "log":
-            drawn = [line._replace(x=line.x[line.y > 0], y=line.y[line.y > 0]) for line in drawn if np.any(line.y > 0)]
-        if drawn:
-            panels.append(panel._replace(series=drawn))
-    if any(line.is_faint for panel in panels for line in panel.series):
-        plot = plot._replace(caption=f"{plot.caption} Faint: as logged; bold: moving mean.")
-    return plot._replace(panels=panels)
-
-
-# ---- drawing ----
-
-
-def _draw(plot: Plot, theme: dict[str, str]) -> Figure:
-    """Returns the figure of a plot; call it, and save the figure, under `_style(theme)`."""
-    figure = Figure(figsize=(4.5, 1.0 + 1.75 * len(plot.panels)), layout="constrained")
-    grid = figure.subplots(len(plot.panels), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, panel in zip(grid, plot.panels, strict=True):
-        _draw_panel(axes, panel, theme)
-    grid[-1].set_xlabel(plot.x_label)
-    grid[-1].xaxis.set_major_formatter(_FORMATTERS[plot.x_unit])
-    grid[-1].xaxis.set_major_locator(_ticks(plot.x_unit))
-    grid[-1].set_xlim(left=0)
-    return figure
-
-
-def _ticks(unit: str) -> ticker.Locator:
-    return ticker.MaxNLocator(5, steps=[1, 2, 5, 10], min_n_ticks=3, integer=unit == "whole")
-
-
-_FORMATTERS: dict[str, ticker.Formatter] = {
-    "bytes": ticker.FuncFormatter(lambda value, _: byte_size(value)),
-    "percent": ticker.FuncFormatter(lambda value, _: f"{100 * value:.10g} %"),
-    "whole": ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"),
-    "number": ticker.FuncFormatter(lambda value, _: f"{value:,.{10 if abs(value) < 1e6 else 3}g}"),
-}
-
-
-def _style(theme: dict[str, str]) -> Any:
-    """Returns a context with our look; text stays text, and equal runs give equal files."""
-    return mpl.rc_context(
-        {
-            "svg.fonttype": "none", "svg.hashsalt": "nscjax", "font.size": 9.5, "axes.titlesize": 9.5,
-            "text.color": theme["ink"], "axes.labelcolor": theme["muted"], "axes.titlecolor": theme["muted"],
-            "xtick.color": theme["grid"], "xtick.labelcolor": theme["muted"],
-            "ytick.labelcolor": theme["muted"],
-            "axes.edgecolor": theme["grid"], "axes.spines.top": False, "axes.spines.right": False,
-            "axes.spines.left": False, "ytick.major.size": 0.0, "ytick.minor.size": 0.0, "axes.grid": True,
-            "axes.grid.axis": "y", "grid.color": theme["grid"], "axes.axisbelow": True,
-        }
-    )  # fmt: skip
-
-
-def _draw_panel(axes: Axes, panel: Panel, theme: dict[str, str]) -> None:
-    for line in panel.series:
-        x, y = thin(line.x, line.y)
-        is_first = line.tone == panel.series[0].tone
-        axes.plot(
-            x,
-            y,
-            color=theme[line.tone],
-            alpha=0.3 if line.is_faint else 1.0,
-            # The first is wider, so that it shows on both sides of one that covers it.
-            linewidth=1.0 if line.is_faint else 2.0 if is_first else 1.2,
-            marker="o" if len(x) <= 25 else "",
-            markersize=4,
-            clip_on=False,
-        )
-    axes.margins(x=0)
-    axes.set_title(panel.y_label, loc="left", pad=9)
-    if panel.scale == "log":
-        axes.set_yscale("log")
-        low, high = axes.get_ylim()
-        # At least a decade, so that noise looks like noise and 1, 2 or 5 is among the ticks.
-        if high < 10 * low:
-            middle = math.sqrt(low * high)
-            low, high = axes.set_ylim(middle / math.sqrt(10), middle * math.sqrt(10))
-        subs = (1.0, 2.0, 5.0) if high < 50 * low else (1.0,)
-        axes.yaxis.set_major_locator(ticker.LogLocator(subs=subs, numticks=6))
-        axes.yaxis.set_minor_locator(ticker.NullLocator())
-    else:
-        axes.yaxis.set_major_locator(_ticks(panel.unit))
-        if panel.scale == "from zero":
-            axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(_FORMATTERS[panel.unit])
-    if panel.unit == "percent":
-        low, high = axes.get_ylim()
-        axes.set_ylim(max(low, 0), min(high, 1))
-    _label_ends(axes, panel.series, theme)
-
-
-def _label_ends(axes: Axes, series: list[Series], theme: dict[str, str], gap: float = 0.11) -> None:
-    """Writes each line's name at its right end, names at least `gap` of the height apart."""
-    axes.get_ylim()  # settles the limits that the transform below reads
-    to_height = axes.transScale + axes.transLimits
-    ends = [(to_height.transform((line.x[-1], line.y[-1]))[1], line) for line in series if line.label]
-    ends.sort(key=lambda end: end[0])
-    heights: list[float] = []
-    for height, _ in ends:
-        heights.append(max(height, heights[-1] + gap) if heights else height)
-    excess = max(0.0, heights[-1] - 1) if heights else 0.0
-    for height, (_, line) in zip(heights, ends, strict=True):
-        axes.text(1.03, height - excess, line.label, color=theme[line.tone], va="center", transform=axes.transAxes)
-
-
-def _save(plot: Plot, folder: Path) -> None:
-    """Writes NAME-light.svg and NAME-dark.svg."""
-    for name, theme in THEMES.items():
-        path = folder / f"{plot.name}-{name}.svg"
-        with _style(theme):
-            _draw(plot, theme).savefig(path, transparent=True, metadata={"Date": None, "Creator": None})
-        text = path.read_text(encoding="utf-8")
-        # Measured in the font that matplotlib brings along, shown in the reader's own, which is narrower.
-        path.write_text(text.replace("'DejaVu Sans'", "system-ui, Helvetica, Arial, 'DejaVu Sans'"), "utf-8")
-
-
 # ---- the page and the table ----
 
 
@@ -502,11 +121,11 @@ def write(run_dir: Path) -> Path:
         check.InputError: a file of the folder is missing or broken; names it and, in the metrics, the line.
     """
     run = read(run_dir)
-    shown = plots(run.train, run.evals)
+    shown = plots.describe(run.train, run.evals)
     folder = run_dir / "plots"
     folder.mkdir(exist_ok=True)
     for plot in shown:
-        _save(plot, folder)
+        plots.save(plot, folder)
     page = run_dir / "report.html"
     page.write_text(
         _PAGE.get_template("report.html").render(
@@ -543,27 +162,25 @@ def _sum(first: Any, second: Any) -> Any:
 
 def _traffic(facts: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """Returns rows (direction, sent, raw, ratio)."""
-    pairs = {name: (facts.get(f"total_{name}_bytes"), facts.get(f"raw_{name}_bytes")) for name in ("up", "down")}
-    pairs["both"] = (_sum(pairs["up"][0], pairs["down"][0]), _sum(pairs["up"][1], pairs["down"][1]))
-    return [(name, byte_size(sent), byte_size(raw), times(raw, sent)) for name, (sent, raw) in pairs.items()]
+    rows = [(name, facts.get(f"total_{name}_bytes"), facts.get(f"raw_{name}_bytes")) for name in ("up", "down")]
+    (_, up, raw_up), (_, down, raw_down) = rows
+    rows.append(("both", _sum(up, down), _sum(raw_up, raw_down)))
+    return [(name, byte_size(sent), byte_size(raw), times(raw, sent)) for name, sent, raw in rows]
 
 
 def _tiles(facts: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Returns the figures that come first: (name, value, what to compare it with)."""
     (_, up, _, _), (_, down, _, _), (_, both, raw, _) = _traffic(facts)
+    left_alone = percent(facts.get("accuracy_uncompressed"))
     link = facts.get("total_link_seconds")
     return [
-        (
-            "Accuracy, compressed",
-            percent(facts.get("accuracy")),
-            f"{percent(facts.get('accuracy_uncompressed'))} left alone",
-        ),
+        ("Accuracy, compressed", percent(facts.get("accuracy")), f"{left_alone} left alone"),
         ("Ratio, raw to sent", times(facts.get("ratio")), f"{raw} raw fp32"),
         ("Sent", both, f"{up} up, {down} down"),
         (
             "Wall time",
             duration(facts.get("wall_seconds")),
-            f"{duration(link)} link time" if link else "no link time",
+            "no link time" if link == 0 else f"{duration(link)} link time",
         ),
     ]
 

@@ -14,7 +14,7 @@ from nscjax.split import Half
 from nscjax.types import Array
 from train import compression, optimise
 from train import state as states
-from train.config import Config
+from train.config import Config, DirectionConfig
 from train.data import Dataset, can_flip
 
 
@@ -58,58 +58,56 @@ def set_up(
     Raises:
         InputError: names, shapes, budgets or traces that do not fit.
     """
-    config_up, config_down = config.compress.up, config.compress.down
-    link = _link(config)
     is_image = dataset.x_train.dtype == np.uint8
-    setup = states.Setup(
-        model=model,
-        duplex=Duplex(up=None, down=None),  # type: ignore[arg-type]  # filled in below, once the cut is known
-        caps=(0, 0),
-        optimiser=optimise.direction(config.train),
-        learning_rate=optimise.learning_rate(config.train, num_steps),
-        link=link,
-        estimator=_estimator(config),
-        deadline_s=config.link.deadline_s,
-        key=jax.random.key(config.seed),
+    inputs = states.Inputs(
         mean=dataset.mean if is_image else None,
         std=dataset.std if is_image else None,
         dtype=jnp.dtype(config.train.dtype),
         is_augmented=config.data.augment and is_image,
         can_flip=can_flip(dataset.name),
-        num_samples=len(dataset.x_train),
     )
-    batch = config.train.batch_size
-    smashed, smashed_grad = _first_crossing(setup, client, server, dataset.x_train[:batch], dataset.y_train[:batch])
-    spec = jax.ShapeDtypeStruct(smashed.shape, smashed.dtype)
+    first = (batch[: config.train.batch_size] for batch in (dataset.x_train, dataset.y_train))
+    examples = dict(zip(("up", "down"), crossing(model, inputs, client, server, *first)))
+    spec = jax.ShapeDtypeStruct(examples["up"].shape, examples["up"].dtype)
     directions = {}
-    for name, direction, example in (("up", config_up, smashed), ("down", config_down, smashed_grad)):
+    for name, example in examples.items():
+        direction: DirectionConfig = getattr(config.compress, name)
         cap = compression.cap_bytes(direction, spec)
         view = views[name] if views else compression.choose_view(direction, example, cap)
         least = _known_budget(config, name, cap)
-        directions[name] = compression.build(name, direction, view, spec, setup.num_samples, least)
-    setup = setup._replace(
-        duplex=Duplex(up=directions["up"].compressor, down=directions["down"].compressor),
-        caps=(directions["up"].cap_bytes, directions["down"].cap_bytes),
+        directions[name] = compression.build(name, direction, view, spec, len(dataset.x_train), least)
+    up, down = directions["up"], directions["down"]
+    setup = states.Setup(
+        model=model,
+        inputs=inputs,
+        duplex=Duplex(up=up.compressor, down=down.compressor),
+        caps=(up.cap_bytes, down.cap_bytes),
+        optimiser=optimise.direction(config.train),
+        learning_rate=optimise.learning_rate(config.train, num_steps),
+        link=_link(config),
+        estimator=_estimator(config),
+        deadline_s=config.link.deadline_s,
+        key=jax.random.key(config.seed),
     )
-    return setup, spec, {name: direction.settings for name, direction in directions.items()}
+    return setup, spec, {"up": up.settings, "down": down.settings}
 
 
-def _first_crossing(
-    setup: states.Setup, client: Half, server: Half, x: np.ndarray, y: np.ndarray
+def crossing(
+    model: split.SplitModel, inputs: states.Inputs, client: Half, server: Half, x: np.ndarray, y: np.ndarray
 ) -> tuple[Array, Array]:
     """Returns the activations of the cut and their gradient on one batch, with nothing compressed."""
 
     @jax.jit
-    def cross(x, y):
-        smashed, _ = setup.model.client(*client, states.inputs(setup, x), True)
+    def cross(client: Half, server: Half, x: Array, y: Array) -> tuple[Array, Array]:
+        smashed, _ = model.client(*client, inputs.normalise(x), True)
 
         def loss(smashed):
-            logits, _ = setup.model.server(*server, smashed, True)
+            logits, _ = model.server(*server, smashed, True)
             return states.cross_entropy(logits, y)[0]
 
         return smashed, jax.grad(loss)(smashed)
 
-    return cross(jnp.asarray(x), jnp.asarray(y))
+    return cross(client, server, jnp.asarray(x), jnp.asarray(y))
 
 
 def _estimator(config: Config) -> links.Estimator:

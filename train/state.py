@@ -52,11 +52,38 @@ class TrainState(NamedTuple):
     is_sound: Array
 
 
+class Inputs(NamedTuple):
+    """How a batch becomes what the client's half takes.
+
+    Attributes:
+        mean: float32 [C] of the images, or None for inputs that are taken as they are.
+        std: float32 [C].
+        dtype: of the network's arithmetic.
+        is_augmented: whether training images are moved at random.
+        can_flip: whether they are mirrored too.
+    """
+
+    mean: Any
+    std: Any
+    dtype: Any
+    is_augmented: bool
+    can_flip: bool
+
+    def augment(self, key: Key, x: Array) -> Array:
+        """Returns a training batch, its images moved at random if that was asked for."""
+        return augment(key, x, flip=self.can_flip) if self.is_augmented else x
+
+    def normalise(self, x: Array) -> Array:
+        """Returns a batch as the client's half takes it: images normalised, other inputs as they are."""
+        return x if self.mean is None else normalise(x, self.mean, self.std, self.dtype)
+
+
 class Setup(NamedTuple):
     """What stays the same for a whole run.
 
     Attributes:
         model: both halves' functions.
+        inputs: how a batch is made ready.
         duplex: both directions' compressors.
         caps: (up, down) the largest frames that the config allows, in bytes.
         optimiser: of each half, without learning rate.
@@ -65,15 +92,10 @@ class Setup(NamedTuple):
         estimator: how bandwidth is estimated.
         deadline_s: seconds a message may take, or None.
         key: of the run; a step's keys follow from it and the step.
-        mean: float32 [C] of the images, or None for inputs that are taken as they are.
-        std: float32 [C].
-        dtype: of the network's arithmetic.
-        is_augmented: whether training images are moved at random.
-        can_flip: whether they are mirrored too.
-        num_samples: of the training set.
     """
 
     model: split.SplitModel
+    inputs: Inputs
     duplex: Duplex
     caps: tuple[int, int]
     optimiser: optax.GradientTransformation
@@ -82,12 +104,6 @@ class Setup(NamedTuple):
     estimator: links.Estimator
     deadline_s: float | None
     key: Key
-    mean: Any
-    std: Any
-    dtype: Any
-    is_augmented: bool
-    can_flip: bool
-    num_samples: int
 
 
 class Metrics(NamedTuple):
@@ -138,11 +154,6 @@ def init(setup: Setup, spec: jax.ShapeDtypeStruct, client: tuple, server: tuple,
     return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)
 
 
-def inputs(setup: Setup, x: Array) -> Array:
-    """Returns a batch as the client's half takes it: images normalised, other inputs as they are."""
-    return x if setup.mean is None else normalise(x, setup.mean, setup.std, setup.dtype)
-
-
 def cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
     """Returns the mean cross-entropy and the share of right answers; logits [B, K], labels int [B]."""
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
@@ -161,7 +172,6 @@ def train_step(setup: Setup, state: TrainState, x: Array, y: Array, sample_ids: 
     """
     step_key = jax.random.fold_in(key_of(setup, "steps"), state.step)
     augment_key, up_key, down_key = jax.random.split(step_key, 3)
-    x = augment(augment_key, x, flip=setup.can_flip) if setup.is_augmented else x
     up_budget, down_budget = _budgets(setup, state.link)
     step, client, server = split.fused_step(
         setup.model,
@@ -169,7 +179,7 @@ def train_step(setup: Setup, state: TrainState, x: Array, y: Array, sample_ids: 
         cross_entropy,
         state.client,
         state.server,
-        (inputs(setup, x), y),
+        (setup.inputs.normalise(setup.inputs.augment(augment_key, x)), y),
         SideInfo(up_key, up_budget, sample_ids),
         SideInfo(down_key, down_budget, sample_ids),
     )

@@ -5,7 +5,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from train.report import byte_size, percent, summary_table
+from train.report import summary_table
+from train.text import byte_size, percent
 
 
 class Terminal:

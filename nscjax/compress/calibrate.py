@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from nscjax import layout, measure
 from nscjax.compress import view as views
@@ -43,13 +44,12 @@ def _distortion_when_warm(x: Array, compressor: Compressor, budget_bytes: int, k
 
     @jax.jit
     def send_repeatedly(x):
-        enc, dec = compressor.init(key, jax.ShapeDtypeStruct(x.shape, x.dtype))
-        # A loop, so that the compressor is compiled once; its first message only gives the payload its type.
-        payload, enc = compressor.compress(x, enc, side)
-
         def send(_, carry):
             return compressor.compress(x, carry[1], side)
 
+        enc, dec = compressor.init(key, jax.ShapeDtypeStruct(x.shape, x.dtype))
+        # A loop, so that the compressor is compiled once; the shapes of a payload are known without making one.
+        payload = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(send, 0, (None, enc))[0])
         payload, _ = jax.lax.fori_loop(0, MESSAGES, send, (payload, enc))
         return measure.distortion(x, compressor.decompress(payload, dec, side)[0])
 

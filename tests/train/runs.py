@@ -153,6 +153,7 @@ def own_setup(up=None, down=None, train=None, num_steps=10, **changes):
     train = train or TrainConfig(optimizer="sgd", learning_rate=0.1, schedule="constant", warmup=0.0)
     setup = states.Setup(
         model=own_model()[0],
+        inputs=states.Inputs(mean=None, std=None, dtype=jnp.dtype("float32"), is_augmented=False, can_flip=False),
         duplex=Duplex(up=up or identity(), down=down or identity()),
         caps=(100_000, 100_000),
         optimiser=optimise.direction(train),
@@ -161,12 +162,6 @@ def own_setup(up=None, down=None, train=None, num_steps=10, **changes):
         estimator=link.quantile(),
         deadline_s=None,
         key=jax.random.key(0),
-        mean=None,
-        std=None,
-        dtype=jnp.dtype("float32"),
-        is_augmented=False,
-        can_flip=False,
-        num_samples=NUM_TRAIN,
     )
     return setup._replace(**changes)
 

@@ -52,7 +52,6 @@ def test_the_cut_is_that_of_the_first_batch():
     built, spec, settings = set_up()
     assert (spec.shape, spec.dtype) == ((8, 6), jnp.float32)
     assert built.caps == (compress.identity().min_bytes(spec),) * 2
-    assert built.num_samples == runs.NUM_TRAIN
     names = {"energy", "factor_bits", "iterations", "max_rank", "view"}
     assert settings["up"].keys() == settings["down"].keys() == names
 
@@ -132,12 +131,12 @@ def test_images_are_normalised_and_augmented_and_other_inputs_are_not():
     config = dataclasses.replace(NETWORK, data=DataConfig(augment=True))
     dataset = runs.made_dataset()
     built, _, _ = set_up(config, dataset, setup.network(config, dataset), VIEWS)
-    assert same_leaves((built.mean, built.std), (dataset.mean, dataset.std))
-    assert (built.is_augmented, built.can_flip) == (True, True)
+    assert same_leaves(built.inputs[:2], (dataset.mean, dataset.std))
+    assert (built.inputs.is_augmented, built.inputs.can_flip) == (True, True)
     digits, _, _ = set_up(config, dataset._replace(name="digits"), setup.network(config, dataset), VIEWS)
-    assert (digits.is_augmented, digits.can_flip) == (True, False)
+    assert (digits.inputs.is_augmented, digits.inputs.can_flip) == (True, False)
     own, _, _ = set_up(dataclasses.replace(OWN, data=DataConfig(augment=True)))
-    assert (own.mean, own.std, own.is_augmented) == (None, None, False)
+    assert (own.inputs.mean, own.inputs.std, own.inputs.is_augmented) == (None, None, False)
 
 
 def test_arithmetic_is_of_the_type_that_was_asked_for():
@@ -145,5 +144,5 @@ def test_arithmetic_is_of_the_type_that_was_asked_for():
     dataset = runs.made_dataset()
     network = setup.network(config, dataset)
     built, spec, _ = set_up(config, dataset, network, VIEWS)
-    assert (built.dtype, spec.dtype) == (jnp.bfloat16, jnp.bfloat16)
+    assert (built.inputs.dtype, spec.dtype) == (jnp.bfloat16, jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(network[1:])} == {jnp.dtype("float32")}

@@ -116,10 +116,11 @@ def test_budgets_are_the_smaller_of_link_and_config():
 
 def test_images_are_normalised_and_other_inputs_are_not():
     x = jnp.full((2, 4, 4, 2), 51, jnp.uint8)
-    setup = own_setup(mean=np.array([0.2, 0.4], np.float32), std=np.array([1.0, 0.5], np.float32))
-    np.testing.assert_allclose(states.inputs(setup, x)[0, 0, 0], [0.0, -0.4], atol=1e-6)
-    assert states.inputs(setup._replace(dtype=jnp.bfloat16), x).dtype == jnp.bfloat16
-    assert states.inputs(own_setup(), X) is X
+    inputs = own_setup().inputs
+    assert inputs.normalise(X) is X
+    inputs = inputs._replace(mean=np.array([0.2, 0.4], np.float32), std=np.array([1.0, 0.5], np.float32))
+    np.testing.assert_allclose(inputs.normalise(x)[0, 0, 0], [0.0, -0.4], atol=1e-6)
+    assert inputs._replace(dtype=jnp.bfloat16).normalise(x).dtype == jnp.bfloat16
 
 
 def test_training_images_are_moved_by_the_key_of_their_step():
@@ -131,7 +132,8 @@ def test_training_images_are_moved_by_the_key_of_their_step():
     x = jax.random.randint(jax.random.key(0), (8, 8, 8, 1), 0, 256).astype(jnp.uint8)
     losses = {}
     for is_augmented in (False, True):
-        setup = own_setup(model=seen, mean=mean, std=std, is_augmented=is_augmented, can_flip=True)
+        inputs = states.Inputs(mean, std, jnp.dtype("float32"), is_augmented, can_flip=True)
+        setup = own_setup(model=seen, inputs=inputs)
         state = states.init(setup, jax.ShapeDtypeStruct((8, 64), jnp.float32), *halves, (1.0, 1.0))
         step = step_of(setup)
         losses[is_augmented] = [float(step(state._replace(step=jnp.int32(n)), x, Y)[1].loss) for n in (0, 1, 0)]
