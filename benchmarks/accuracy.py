@@ -2,8 +2,8 @@
 
     python benchmarks/accuracy.py TABLE --data_dir DIR [--seeds N] [--cells NAME ...] [--jobs N] [--out DIR]
 
-It writes `benchmarks/results/TABLE.json` after every run. A finished run is never made again: stop it at any time and
-start the same command. With `--jobs 2` two runs share the cores, one half each: together faster than one after the
+It writes `benchmarks/results/TABLE.json` after every run, and keeps what that file says of other cells. A finished run
+is never made again, each tells the commit that made it: stop it at any time and start the same command. With `--jobs 2` two runs share the cores, one half each: together faster than one after the
 other on all of them, for much of a run is not parallel.
 """
 
@@ -18,13 +18,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from record import write
+from record import RESULTS, commit, write
 
 ROOT = Path(__file__).resolve().parent.parent
 NONE = {"compress.up.method": "identity", "compress.down.method": "identity"}
 KEPT = (
     "accuracy", "accuracy_uncompressed", "balanced_accuracy", "loss", "ratio", "total_up_bytes", "total_down_bytes",
-    "raw_up_bytes", "raw_down_bytes", "total_link_seconds", "steps", "seed", "wall_seconds",
+    "raw_up_bytes", "raw_down_bytes", "total_link_seconds", "steps", "seed", "wall_seconds", "commit",
 )  # fmt: skip
 
 
@@ -93,7 +93,8 @@ def run(
             os.sched_setaffinity(process.pid, cores)
         if process.wait():
             raise subprocess.CalledProcessError(process.returncode, command)
-    return json.loads((run_dir / "summary.json").read_text())
+        (run_dir / "commit.txt").write_text(commit())
+    return json.loads((run_dir / "summary.json").read_text()) | {"commit": (run_dir / "commit.txt").read_text()}
 
 
 def shares(jobs: int) -> "queue.Queue[frozenset[int]]":
@@ -116,6 +117,12 @@ def cell(by_seed: dict[int, dict[str, Any]]) -> dict[str, Any]:
         "ratio": statistics.mean(summary["ratio"] for summary in summaries),
         "runs": [{key: summary[key] for key in KEPT} for summary in summaries],
     }
+
+
+def earlier(table: str) -> dict[str, Any]:
+    """Returns the cells of a table that were measured before."""
+    path = RESULTS / f"{table}.json"
+    return json.loads(path.read_text())["rows"]["cells"] if path.exists() else {}
 
 
 def main() -> None:
@@ -146,7 +153,8 @@ def main() -> None:
         for finished in concurrent.futures.as_completed(runs):
             name, seed = runs[finished]
             done[name][seed] = finished.result()
-            rows = {name: cell(by_seed) for name, by_seed in done.items() if by_seed}
+            found = earlier(options.table) | {name: cell(by_seed) for name, by_seed in done.items() if by_seed}
+            rows = {name: found[name] for name in cells if name in found}
             write(options.table, {"config": config, "cells": rows}, seeds=sorted(set().union(*done.values())))
             print(f"{options.table}: {name}, seed {seed}: accuracy {done[name][seed]['accuracy']:.4f}", flush=True)
 

@@ -33,7 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{f"refits {refits}": {"refits": refits} for refits in (0, 1, 3)},
     **{f"iterations {iterations}": {"iterations": iterations} for iterations in (2, 3)},
     **{f"oversample {columns}": {"oversample": columns} for columns in (0, 2, 8)},
-    "uniform levels": {"flatness": 0.999},
+    "uniform levels": {"flatness": 1.0},
     **{f"flatness {flatness}": {"flatness": flatness} for flatness in (0.6, 0.25)},
     "one clipping point": {"clips": (1.0,)},
     **{f"{bits} bits": {"factor_bits": bits} for bits in (8, 16)},
@@ -50,9 +50,11 @@ def quantiser(bits: int, flatness: float | None, clips: tuple[float, ...] | None
     quantise.FLATNESS = before[0] if flatness is None else flatness
     if clips is not None:
         quantise.CLIPS[bits] = clips
-    yield
-    quantise.FLATNESS = before[0]
-    quantise.CLIPS.update(before[1])
+    try:
+        yield
+    finally:
+        quantise.FLATNESS = before[0]
+        quantise.CLIPS.update(before[1])
 
 
 def sender(spec: jax.ShapeDtypeStruct, budget: int, changes: dict[str, Any]) -> tuple[Callable, Any]:

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ def write(name: str, rows: Any, *, seeds: Sequence[int]) -> Path:
     result = {
         "command": command(),
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
+        "commit": commit(),
         "machine": machine(),
         "versions": versions(),
         "seeds": list(seeds),
@@ -42,6 +44,15 @@ def write(name: str, rows: Any, *, seeds: Sequence[int]) -> Path:
 def command() -> str:
     """Returns the command line from the repository's root, of paths outside it the last part alone."""
     return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_without_folder, sys.argv[1:])])
+
+
+def commit() -> str:
+    """Returns the commit that is checked out, with "-dirty" where files differ from it; "unknown" outside a repository."""
+    words = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(words, cwd=RESULTS.parent, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def machine() -> dict[str, Any]:

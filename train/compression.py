@@ -1,5 +1,6 @@
 """From the config to the compressors of both directions: method, view by calibration, rank in reach of the budget."""
 
+import functools
 import inspect
 import math
 from typing import Any, NamedTuple
@@ -88,6 +89,7 @@ def _remedy(name: str, cap: int, least: int, raw_bytes: int) -> str:
     return f"Lower compress.{name}.ratio to {raw_bytes // least} or less."
 
 
+@functools.cache  # the same compressor for the same settings: both directions are calibrated with one compilation
 def _method(
     config: DirectionConfig, view: str, spec: jax.ShapeDtypeStruct, budget_bytes: int
 ) -> tuple[Compressor, dict[str, Any]]:

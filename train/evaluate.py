@@ -80,7 +80,7 @@ def make_step(setup: states.Setup, batch_size: int, num_classes: int) -> Callabl
     def step(client, server, carry, x, y, batch):
         x, y, mask = eval_batch(x, y, batch, batch_size)
         side = SideInfo(
-            key=jax.random.fold_in(states.key_of(setup, "evaluation"), batch),
+            key=jax.random.fold_in(states.key_of(setup.key, "evaluation"), batch),
             budget_bytes=setup.caps[0],
             # Test samples are in no cache of per-sample feedback.
             sample_ids=jnp.full(batch_size, -1, jnp.int32),

@@ -72,6 +72,8 @@ def run(config: Config, explicit: frozenset[str] = frozenset()) -> int:
     return fit(config, load(config.data), explicit=explicit).exit_code
 
 
+# XLA's small factorisations on CPU call LAPACK, whose threads would wait for XLA's own: 1 is 10 times faster.
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def fit(
     config: Config,
     dataset: Dataset,
@@ -117,8 +119,6 @@ def fit(
     # From here on the run folder is ours: all that can be refused has been.
     folder = run_folder.claim(config)
     with (
-        # XLA's small factorisations on CPU call LAPACK, whose threads would wait for XLA's own: 1 is 10 times faster.
-        threadpool_limits(limits=1, user_api="blas"),
         checkpoint.Checkpoints(folder / "checkpoints") as checkpoints,
         Terminal(calendar.num_steps, done) as terminal,
         journal.Journal(folder / "metrics.jsonl", terminal, calendar, measure.raw_bytes(spec.shape), counts) as log,

@@ -16,16 +16,19 @@ from train import compression, optimise
 from train import state as states
 from train.config import Config, DirectionConfig
 from train.data import Dataset, can_flip
+from train.data.batches import epoch_key, epoch_order
 
 
 def network(config: Config, dataset: Dataset) -> tuple[split.SplitModel, Half, Half]:
     """Returns the network that the config names, for the data's images and classes, and both halves' first values."""
     batch_shape = (config.train.batch_size, *dataset.x_train.shape[1:])
     architecture = architecture_of(config, dataset)
-    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    key = states.key_of(jax.random.key(config.seed), "network")
     x_spec = jax.ShapeDtypeStruct(batch_shape, jnp.float32)
-    # In one jit: hundreds of small programs otherwise.
-    client, server = jax.jit(lambda key: models.init(key=key, x_spec=x_spec, **architecture))(key)
+    # In one jit: hundreds of small programs otherwise; not optimised, for compiling takes longer than it could save.
+    quick = {"xla_backend_optimization_level": 0}
+    init = jax.jit(lambda key: models.init(key=key, x_spec=x_spec, **architecture), compiler_options=quick)
+    client, server = init(key)
     return models.build(**architecture), client, server
 
 
@@ -66,8 +69,9 @@ def set_up(
         is_augmented=config.data.augment and is_image,
         can_flip=can_flip(dataset.name),
     )
-    first = (batch[: config.train.batch_size] for batch in (dataset.x_train, dataset.y_train))
-    examples = dict(zip(("up", "down"), crossing(model, inputs, client, server, *first)))
+    ids = np.asarray(epoch_order(epoch_key(config.seed, 0), len(dataset.x_train)))[: config.train.batch_size]
+    crossed = crossing(model, inputs, client, server, dataset.x_train[ids], dataset.y_train[ids])
+    examples = dict(zip(("up", "down"), crossed))
     spec = jax.ShapeDtypeStruct(examples["up"].shape, examples["up"].dtype)
     directions = {}
     for name, example in examples.items():

@@ -30,6 +30,10 @@ TENSORS = (
 """What a step checks for finiteness, in the order of cause; `Metrics.broken` is a position in it, or -1."""
 
 
+PURPOSES = ("compressors", "steps", "evaluation", "network")
+"""What random numbers are drawn for; each has a key of its own."""
+
+
 class TrainState(NamedTuple):
     """The whole of a run: a checkpoint of it is enough to go on.
 
@@ -140,7 +144,9 @@ def init(setup: Setup, spec: jax.ShapeDtypeStruct, client: tuple, server: tuple,
         server: the same of the server's.
         initial_mbps: (up, down) bandwidth to reckon with before the first transfer, in Mbit/s.
     """
-    client_party, server_party = split.init_parties(setup.duplex, key_of(setup, "compressors"), spec, client, server)
+    client_party, server_party = split.init_parties(
+        setup.duplex, key_of(setup.key, "compressors"), spec, client, server
+    )
     state = TrainState(
         client=client_party,
         server=server_party,
@@ -170,7 +176,7 @@ def train_step(setup: Setup, state: TrainState, x: Array, y: Array, sample_ids: 
         y: int32 labels [B].
         sample_ids: int32 [B].
     """
-    step_key = jax.random.fold_in(key_of(setup, "steps"), state.step)
+    step_key = jax.random.fold_in(key_of(setup.key, "steps"), state.step)
     augment_key, up_key, down_key = jax.random.split(step_key, 3)
     up_budget, down_budget = _budgets(setup, state.link)
     step, client, server = split.fused_step(
@@ -203,9 +209,9 @@ def train_step(setup: Setup, state: TrainState, x: Array, y: Array, sample_ids: 
     return split.select(is_sound, moved, state._replace(is_sound=is_sound)), metrics
 
 
-def key_of(setup: Setup, purpose: str) -> Key:
-    """Returns the run's key for one purpose: "compressors", "steps" or "evaluation"."""
-    return jax.random.fold_in(setup.key, ("compressors", "steps", "evaluation").index(purpose))
+def key_of(key: Key, purpose: str) -> Key:
+    """Returns the key for one of `PURPOSES` from that of the run."""
+    return jax.random.fold_in(key, PURPOSES.index(purpose))
 
 
 def _budgets(setup: Setup, link_state: PyTree) -> tuple[Array, Array]:

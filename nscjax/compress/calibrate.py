@@ -1,5 +1,6 @@
 """Settings that are fixed once, by measurement on a first tensor: the view, and the rank that the budget can reach."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -17,8 +18,11 @@ MESSAGES = 4
 def calibrate(x: Array, build: Callable[[str], Compressor], budget_bytes: int, *, key: Key | None = None) -> str:
     """Returns the name of the view in which `x` is sent with the least distortion.
 
+    Where the budget affords no component of any view, it is the one with the smallest component.
+
     Every view of the tensor's shape is tried with the compressor that `build` makes for it. This compiles a function a
-    view and is done once, outside jit; the sender does it on its own data and tells the other end the name.
+    view, for a compressor that was tried before none, and is done once, outside jit; the sender does it on its own data
+    and tells the other end the name.
 
     Args:
         x: a cut tensor, [B, D], [B, T, D] or [B, H, W, C].
@@ -36,24 +40,28 @@ def calibrate(x: Array, build: Callable[[str], Compressor], budget_bytes: int, *
     names = views.names(x.shape)
     if len(names) == 1:
         return names[0]
-    return min(names, key=lambda name: _distortion_when_warm(x, build(name), budget_bytes, key))
+    spec = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    least = {name: build(name).min_bytes(spec) for name in names}
+    affordable = [name for name in names if least[name] <= budget_bytes]
+    if not affordable:
+        return min(names, key=lambda name: least[name])
+    if len(affordable) == 1:
+        return affordable[0]
+    return min(affordable, key=lambda name: float(_distortion_when_warm(x, build(name), budget_bytes, key)))
 
 
-def _distortion_when_warm(x: Array, compressor: Compressor, budget_bytes: int, key: Key) -> float:
+@functools.partial(jax.jit, static_argnames="compressor")
+def _distortion_when_warm(x: Array, compressor: Compressor, budget_bytes: int, key: Key) -> Array:
     side = SideInfo(key=key, budget_bytes=budget_bytes)
 
-    @jax.jit
-    def send_repeatedly(x):
-        def send(_, carry):
-            return compressor.compress(x, carry[1], side)
+    def send(_, carry):
+        return compressor.compress(x, carry[1], side)
 
-        enc, dec = compressor.init(key, jax.ShapeDtypeStruct(x.shape, x.dtype))
-        # A loop, so that the compressor is compiled once; the shapes of a payload are known without making one.
-        payload = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(send, 0, (None, enc))[0])
-        payload, _ = jax.lax.fori_loop(0, MESSAGES, send, (payload, enc))
-        return measure.distortion(x, compressor.decompress(payload, dec, side)[0])
-
-    return float(send_repeatedly(x))
+    enc, dec = compressor.init(key, jax.ShapeDtypeStruct(x.shape, x.dtype))
+    # A loop, so that the compressor is compiled once; the shapes of a payload are known without making one.
+    payload = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(send, 0, (None, enc))[0])
+    payload, _ = jax.lax.fori_loop(0, MESSAGES, send, (payload, enc))
+    return measure.distortion(x, compressor.decompress(payload, dec, side)[0])
 
 
 def reachable_rank(compressor: Compressor, spec: jax.ShapeDtypeStruct, budget_bytes: int) -> int:

@@ -88,7 +88,7 @@ def test_views_that_were_chosen_before_are_kept():
     with count_compilations() as compilations:
         _, _, settings = set_up(config, dataset, setup.network(config, dataset), views)
     assert {way: settings[way]["view"] for way in views} == views
-    assert compilations["send_repeatedly"] == 0
+    assert compilations["_distortion_when_warm"] == 0
 
 
 @pytest.mark.parametrize(("given", "up", "down"), [

@@ -76,8 +76,8 @@ def test_a_step_is_a_function_of_its_state(low_rank):
 def test_keys_differ_by_purpose_and_seed(low_rank):
     setup, _, _ = low_rank
     other = setup._replace(key=jax.random.key(1))
-    keys = [states.key_of(one, name) for one in (setup, other) for name in ("compressors", "steps", "evaluation")]
-    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 6
+    keys = [states.key_of(one.key, name) for one in (setup, other) for name in states.PURPOSES]
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 8
 
 
 @pytest.mark.parametrize(("caps", "stays"), [

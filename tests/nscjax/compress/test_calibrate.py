@@ -19,6 +19,19 @@ def test_the_view_that_has_the_structure_is_found():
     assert compress.calibrate(x, build, budget_bytes=300) == "B,TD"
 
 
+def test_a_budget_for_no_view_gives_the_one_that_needs_least():
+    x = normal(SHAPE)
+    needed = {name: build(name).min_bytes(spec(x)) for name in view.names(SHAPE)}
+    least = min(needed, key=needed.get)
+    assert compress.calibrate(x, build, budget_bytes=min(needed.values()) - 1) == least
+
+
+def test_a_view_that_the_budget_does_not_afford_is_not_tried():
+    x = normal(SHAPE)
+    needed = {name: build(name).min_bytes(spec(x)) for name in view.names(SHAPE)}
+    assert compress.calibrate(x, build, budget_bytes=min(needed.values())) == min(needed, key=needed.get)
+
+
 def test_the_only_view_is_taken_without_trying():
     def never(name):
         raise AssertionError
