@@ -3,8 +3,9 @@
     python benchmarks/accuracy.py TABLE --data_dir DIR [--seeds N] [--cells NAME ...] [--jobs N] [--out DIR]
 
 It writes `benchmarks/results/TABLE.json` after every run, and keeps what that file says of other cells. A finished run
-is never made again, each tells the commit that made it: stop it at any time and start the same command. With `--jobs 2` two runs share the cores, one half each: together faster than one after the
-other on all of them, for much of a run is not parallel.
+is never made again, and tells the commit that made it: stop at any time and start the same command. With `--jobs 2` two
+runs share the cores, one half each: together faster than one after the other on all of them, for much of a run is not
+parallel.
 """
 
 import argparse

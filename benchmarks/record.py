@@ -47,7 +47,7 @@ def command() -> str:
 
 
 def commit() -> str:
-    """Returns the commit that is checked out, with "-dirty" where files differ from it; "unknown" outside a repository."""
+    """Returns the commit that is checked out, "-dirty" where files differ from it; "unknown" outside a repository."""
     words = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     try:
         return subprocess.run(words, cwd=RESULTS.parent, check=True, capture_output=True, text=True).stdout.strip()
