@@ -26,6 +26,10 @@ lint: .venv/installed-dev
 test: lint
 	$(BIN)/python -m pytest
 
-bench: .venv
+.venv/installed-bench: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	touch $@
+
+bench: .venv/installed-bench
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/factorise.py

@@ -62,7 +62,7 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "feedback": (
         "cifar10_bench",
         {
-            f"{way} {ratio}x {name}": one(way, ratio=ratio, **settings)
+            f"{way} {ratio}x {name}": one(way, ratio=ratio, **settings) | {"train.eval_every": 500}
             for ratio in (40, 100)
             for way in ("up", "down")
             for name, settings in FEEDBACK.items()

@@ -6,6 +6,7 @@ stderr and exit code 2.
 """
 
 import difflib
+import numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -49,11 +50,11 @@ def at_least(name: str, given: Any, least: Any) -> Any:
     return given
 
 
-def count(name: str, given: Any, least: int) -> Any:
-    """Returns `given` if it is a whole number >= `least`; else raises an `InputError`."""
-    if isinstance(given, bool) or not isinstance(given, int) or given < least:
+def count(name: str, given: Any, least: int) -> int:
+    """Returns `given`, of any integer type, as an int if it is >= `least`; else raises an `InputError`."""
+    if isinstance(given, bool) or not isinstance(given, numbers.Integral) or given < least:
         raise error(name, given, f"a whole number >= {least}")
-    return given
+    return int(given)
 
 
 def fraction(name: str, given: Any) -> Any:

@@ -10,6 +10,9 @@
 
 The uplink's new state is an output. The downlink's new state is made in the backward pass, where there is no output:
 it leaves as the *cotangent* of `state.down`, so differentiate with respect to it and pass both to `next_state`.
+After an uplink message of rank 0 (a budget below one component) the loss is that of zeros: leave out the step, as
+`nscjax.split` and the trainer do.
+
 Cotangents add, hence what `next_state` refuses: a state used at two cuts, a state shared under `vmap`, an `x_hat` that
 the loss does not use.
 """

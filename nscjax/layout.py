@@ -28,6 +28,8 @@ MAGIC = b"NS"
 VERSION = 1
 PREFIX_BYTES = len(MAGIC) + 1 + 1 + 2
 CHECKSUM_BYTES = 4
+MAX_BYTES = 2**31 - 1
+"""The largest budget of a frame: bytes are counted in int32."""
 
 DTYPES = (
     "bool",
@@ -134,6 +136,7 @@ def affordable_rank(payload: PyTree, budget_bytes: Array | int) -> Array:
         budget_bytes: the largest frame allowed, header included.
     """
     fixed, per_rank = _bytes_fixed_and_per_rank(payload)
+    budget_bytes = min(budget_bytes, MAX_BYTES) if isinstance(budget_bytes, int) else budget_bytes
     return jnp.maximum((jnp.asarray(budget_bytes, jnp.int32) - fixed) // per_rank, 0)
 
 

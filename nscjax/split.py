@@ -161,7 +161,8 @@ def server_step(
 ) -> tuple[ServerStep, Party]:
     """Decompresses the cut, runs the server's half forward and backward, and compresses the gradient.
 
-    After an empty uplink message (rank 0) nothing is learnt: the answer is as empty, and the server stays as it was.
+    After an empty uplink message (rank 0) nothing is learnt: the server stays as it was, and the answer's budget is 0:
+    it is as empty, of every method that keeps to budgets.
 
     Args:
         model: both halves' functions.

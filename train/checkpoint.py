@@ -106,26 +106,29 @@ def _by_path(tree: PyTree) -> dict[str, Any]:
 
 
 def save_half(folder: Path, half: PyTree, about: dict[str, Any]) -> None:
-    """Saves one trained half on its own, replacing an earlier one.
+    """Saves a trained half on its own, replacing an earlier one.
 
     Args:
         folder: where to.
-        half: (params, running state), nested dicts of arrays.
+        half: (params, running state), any pytrees of arrays.
         about: JSON-ready description, such as how to build the network again.
     """
+    params, state = half
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        items = ocp.args.Composite(
-            half=ocp.args.StandardSave({"params": half[0], "state": half[1]} if half[1] else {"params": half[0]}),
-            about=ocp.args.JsonSave(about),
-        )
+        saved = {"params": params, "state": state} if jax.tree.leaves(state) else {"params": params}
+        items = ocp.args.Composite(half=ocp.args.StandardSave(saved), about=ocp.args.JsonSave(about))
         checkpointer.save(folder.resolve(), args=items, force=True)
 
 
-def load_half(folder: Path) -> tuple[tuple[PyTree, PyTree], dict[str, Any]]:
+def load_half(folder: Path, like: PyTree | None = None) -> tuple[tuple[PyTree, PyTree], dict[str, Any]]:
     """Returns what `save_half` saved: ((params, state), about); arrays are numpy's.
 
+    Args:
+        folder: a saved half.
+        like: (params, state) in whose structure the half is returned; without it, in dicts and lists.
+
     Raises:
-        InputError: there is no saved half in `folder`.
+        InputError: there is no saved half in `folder`, or `like` has other leaves.
     """
     if not (folder / "about").is_dir():
         raise check.error(
@@ -134,5 +137,19 @@ def load_half(folder: Path) -> tuple[tuple[PyTree, PyTree], dict[str, Any]]:
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         items = ocp.args.Composite(half=ocp.args.StandardRestore(), about=ocp.args.JsonRestore())
         found = checkpointer.restore(folder.resolve(), args=items)
-    half = jax.tree.map(np.asarray, found["half"])
-    return (half["params"], half.get("state", {})), found["about"]
+    restored = jax.tree.map(np.asarray, found["half"])
+    half = restored["params"], restored.get("state", {})
+    if like is None:
+        return half, found["about"]
+    leaves, names = _by_name(half), list(_by_name(like))
+    if set(names) != set(leaves):
+        raise check.error(
+            f"half in {folder}", sorted(leaves), str(sorted(names)), "It was saved from another model than this one."
+        )
+    return jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in names]), found["about"]
+
+
+def _by_name(tree: PyTree) -> dict[str, Any]:
+    """Returns the leaves by their path spelled as "0/dense/kernel": the same for dicts, sequences and NamedTuples."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

@@ -9,6 +9,8 @@ import jax
 
 from nscjax import check, compress, measure
 from nscjax.compress import Compressor
+from nscjax.compress import view as views
+from nscjax.layout import MAX_BYTES
 from nscjax.types import Array
 from train.config import DirectionConfig
 
@@ -27,22 +29,40 @@ class Direction(NamedTuple):
     settings: dict[str, Any]
 
 
-def parameters(config: DirectionConfig) -> frozenset[str]:
-    """Returns the names of the arguments that the direction's method takes; unknown methods raise an `InputError`."""
-    check.one_of("method", config.method, compress.METHODS)
-    return frozenset(inspect.signature(compress.METHODS[config.method]).parameters)
+def parameters(name: str, config: DirectionConfig) -> frozenset[str]:
+    """Returns the names of the arguments that the method of the direction `name` takes.
+
+    Raises:
+        InputError: there is no such method.
+    """
+    factory = compress.METHODS[check.one_of(f"compress.{name}.method", config.method, compress.METHODS)]
+    return frozenset(inspect.signature(factory).parameters)
+
+
+def used_keys(name: str, config: DirectionConfig) -> frozenset[str]:
+    """Returns the names of the direction's config keys that have an effect."""
+    used = parameters(name, config) | {"method", "feedback"}
+    used |= {"ratio"} if config.method != "identity" else set()
+    return used | ({"feedback_decay"} if config.feedback == "across_steps" else set())
 
 
 def cap_bytes(config: DirectionConfig, spec: jax.ShapeDtypeStruct) -> int:
     """Returns the largest frame for a cut tensor: floor(raw fp32 bytes / ratio), or raw and a header."""
     if config.ratio is None:
-        return compress.identity().min_bytes(jax.ShapeDtypeStruct(spec.shape, "float32"))
-    return math.floor(measure.raw_bytes(spec.shape) / config.ratio)
+        return min(compress.identity().min_bytes(jax.ShapeDtypeStruct(spec.shape, "float32")), MAX_BYTES)
+    return min(math.floor(measure.raw_bytes(spec.shape) / config.ratio), MAX_BYTES)
 
 
-def choose_view(config: DirectionConfig, example: Array, budget_bytes: int) -> str:
-    """Returns the view to use: the config's, or the one with the least distortion on `example`."""
-    if config.view != "calibrate" or "view" not in parameters(config):
+def choose_view(name: str, config: DirectionConfig, example: Array, budget_bytes: int) -> str:
+    """Returns the view to use in the direction `name`: the config's, or the one with the least distortion on `example`.
+
+    Raises:
+        InputError: a cut tensor of this shape has no such view.
+    """
+    if "view" not in parameters(name, config):
+        return config.view
+    check.one_of(f"compress.{name}.view", config.view, (*views.names(example.shape), "auto", "calibrate"))
+    if config.view != "calibrate":
         return config.view
 
     def build(view: str) -> Compressor:
@@ -52,7 +72,7 @@ def choose_view(config: DirectionConfig, example: Array, budget_bytes: int) -> s
 
 
 def build(
-    name: str, config: DirectionConfig, view: str, spec: jax.ShapeDtypeStruct, num_samples: int, least_budget: int
+    name: str, config: DirectionConfig, view: str, spec: jax.ShapeDtypeStruct, num_samples: int, largest_budget: int
 ) -> Direction:
     """Returns the direction `name` ("up" or "down") for cut tensors of `spec`.
 
@@ -62,7 +82,7 @@ def build(
         view: as `choose_view` chose it.
         spec: of a cut tensor.
         num_samples: of the training set, for per-sample feedback.
-        least_budget: the smallest budget that the link is known to give, in bytes.
+        largest_budget: the largest budget that the link can give, in bytes.
 
     Raises:
         InputError: unknown method or view, or a budget below the least frame that carries anything.
@@ -70,7 +90,7 @@ def build(
     cap = cap_bytes(config, spec)
     compressor, settings = _method(config, view, spec, cap)
     least = compressor.min_bytes(spec)
-    budget = min(cap, least_budget)
+    budget = min(cap, largest_budget)
     if budget < least and config.method != "identity":
         raise check.error(
             f"compress.{name}: budget of a frame for a cut of {tuple(spec.shape)}", f"{budget} bytes",
@@ -83,7 +103,7 @@ def build(
 def _remedy(name: str, cap: int, least: int, raw_bytes: int) -> str:
     """Returns what to do about a direction's budget below the least frame of `least` bytes."""
     if cap >= least:
-        return "Raise link.deadline_s."
+        return "Raise link.deadline_s, or lower link.latency_ms."
     if raw_bytes < least:
         return f"Leave compress.{name}.ratio out, or set compress.{name}.method to 'identity'."
     return f"Lower compress.{name}.ratio to {raw_bytes // least} or less."
@@ -94,7 +114,11 @@ def _method(
     config: DirectionConfig, view: str, spec: jax.ShapeDtypeStruct, budget_bytes: int
 ) -> tuple[Compressor, dict[str, Any]]:
     """Returns the method's compressor and its settings; a rank that the budget cannot reach is not computed."""
-    settings = {name: getattr(config, name) for name in sorted(parameters(config)) if hasattr(config, name)}
+    settings = {
+        name: getattr(config, name)
+        for name in sorted(inspect.signature(compress.METHODS[config.method]).parameters)
+        if hasattr(config, name)
+    }
     factory = compress.METHODS[config.method]
     if "view" in settings:
         settings["view"] = view

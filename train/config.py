@@ -77,7 +77,7 @@ class DirectionConfig:
         factor_bits: bits of one entry of a factor.
         iterations: subspace iterations for one message, at least 1.
         feedback: where the residual goes: nowhere, into the next step, or back to its own sample.
-        feedback_decay: factor on the residual that is carried over, in [0, 1].
+        feedback_decay: factor on the residual that is carried over, in (0, 1].
         view: axes of the cut tensor that are the matrix's rows, and those that are its columns: `BHW,C`,
             `B,HWC`, `BC,HW` or `BH,WC` for images, `BT,D` or `B,TD` for tokens, `B,D` for vectors;
             `calibrate` takes the best on the first batch, `auto` goes by the shape alone.
@@ -207,6 +207,12 @@ class Config:
     def __post_init__(self) -> None:
         """Checks every range here, so that a config built in Python is held to them as well."""
         for key, value in _flatten(dataclasses.asdict(self)).items():
+            if (
+                isinstance(value, float)
+                and int in (get_args(_TYPES[key]) or (_TYPES[key],))
+                and float not in get_args(_TYPES[key])
+            ):
+                raise check.error(key, value, _NOUNS[int])
             for allowed, holds, names in _RANGES:
                 if value is not None and key.rpartition(".")[2] in names and not holds(value):
                     raise check.error(key, value, allowed)
@@ -246,9 +252,8 @@ _NOUNS = {int: "a whole number", float: "a finite number", bool: "true or false"
 # What is allowed, whether a value is, and which keys by their last name.
 _RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ("a whole number in [0, 2**32)", lambda value: 0 <= value < 2**32, ("seed",)),
-    ("a number in (0, 1]", lambda value: 0 < value <= 1, ("energy",)),
+    ("a number in (0, 1]", lambda value: 0 < value <= 1, ("energy", "feedback_decay")),
     ("a number in [0, 1)", lambda value: 0 <= value < 1, ("warmup",)),
-    ("a number in [0, 1]", lambda value: 0 <= value <= 1, ("feedback_decay",)),
     ("4, 8, 16", lambda value: value in (4, 8, 16), ("factor_bits",)),
     ("a number >= 1", lambda value: value >= 1, ("num_train", "num_test", "width", "max_rank", "iterations")),
     ("a number >= 1", lambda value: value >= 1, ("ratio", "epochs", "steps", "batch_size", "log_every")),
@@ -262,7 +267,6 @@ _RIVALS = (
     ("up_mbps", "up_trace"),
     ("down_mbps", "down_trace"),
 )
-_FOR_ANY_METHOD = ("method", "feedback", "feedback_decay", "view", "ratio")
 _NOT_HASHED = ("role", "run_dir", "overwrite", "data.download", "train.resume")
 _COMMAND_LINE = "command line"
 
@@ -330,19 +334,17 @@ def differing_keys(one: Config, other: Config) -> tuple[str, ...]:
     return tuple(key for key in ones if key not in _NOT_HASHED and ones[key] != others[key])
 
 
-def unused_keys(
-    explicit: Iterable[str], direction: Literal["up", "down"], parameters: Iterable[str]
-) -> tuple[str, ...]:
-    """Returns, sorted, the keys given for a direction that its method does not use.
+def unused_keys(explicit: Iterable[str], direction: str, used: Iterable[str]) -> tuple[str, ...]:
+    """Returns, sorted, the keys given for a direction that have no effect.
 
     Args:
         explicit: the dotted keys given, as in `Loaded.explicit`.
-        direction: whose keys to look at.
-        parameters: names of the arguments that the direction's method takes.
+        direction: whose keys to look at, "up" or "down".
+        used: names of the direction's keys that have one.
     """
     prefix = f"compress.{direction}."
     given = {key.removeprefix(prefix) for key in explicit if key.startswith(prefix)}
-    return tuple(sorted(prefix + name for name in given.difference(parameters, _FOR_ANY_METHOD)))
+    return tuple(sorted(prefix + name for name in given.difference(used)))
 
 
 def _parser() -> ArgumentParser:

@@ -1,5 +1,6 @@
 """Evaluation: the test set through the network with the cut compressed and with it left alone."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -55,7 +56,7 @@ def evaluate(
     """
     zero = jnp.zeros(num_classes, jnp.int32)
     sums = Sums(jnp.zeros(()), zero, zero, jnp.zeros((), jnp.int32))
-    carry = Carry(state.client.up, state.server.up, sums)
+    carry = jax.tree.map(jnp.copy, Carry(state.client.up, state.server.up, sums))
     num_batches = num_eval_steps(len(x), batch_size)
     num_bytes = []
     for batch in range(num_batches):
@@ -74,9 +75,12 @@ def evaluate(
 
 
 def make_step(setup: states.Setup, batch_size: int, num_classes: int) -> Callable:
-    """Returns the jitted function of one test batch: (client, server, carry, x, y, batch) -> (carry, frame bytes)."""
+    """Returns the jitted function of one test batch: (client, server, carry, x, y, batch) -> (carry, frame bytes).
 
-    @jax.jit
+    The carry that is passed in is used up.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=2)
     def step(client, server, carry, x, y, batch):
         x, y, mask = eval_batch(x, y, batch, batch_size)
         side = SideInfo(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,9 +49,13 @@ class Totals:
         self.down_skipped += int(metrics.down.is_skipped)
         self.link_seconds += float(metrics.link_seconds)
 
+    def raw_bytes(self, raw_message_bytes: int) -> tuple[int, int]:
+        """Returns (up, down) what the messages that carried something would have taken in float32."""
+        return (self.steps - self.up_skipped) * raw_message_bytes, (self.steps - self.down_skipped) * raw_message_bytes
+
     def ratio(self, raw_message_bytes: int) -> float:
-        """Returns raw float32 bytes over bytes sent, both directions together."""
-        return 2 * self.steps * raw_message_bytes / max(1, self.up_bytes + self.down_bytes)
+        """Returns raw float32 bytes over bytes sent, both directions together; a skipped message saves nothing."""
+        return sum(self.raw_bytes(raw_message_bytes)) / max(1, self.up_bytes + self.down_bytes)
 
 
 def train_line(metrics: Metrics, totals: Totals, epoch: int) -> dict[str, Any]:
@@ -99,11 +104,12 @@ def summary(
         client: the client's trained parameters.
         server: the server's.
     """
+    raw_up_bytes, raw_down_bytes = totals.raw_bytes(raw_message_bytes)
     digests = [params_sha256(client), params_sha256(server)]
     return {
         **{name: value for name, value in last_eval.items() if name != "kind"},
-        "raw_up_bytes": totals.steps * raw_message_bytes,
-        "raw_down_bytes": totals.steps * raw_message_bytes,
+        "raw_up_bytes": raw_up_bytes,
+        "raw_down_bytes": raw_down_bytes,
         "ratio": totals.ratio(raw_message_bytes),
         "up_skipped": totals.up_skipped,
         "down_skipped": totals.down_skipped,
@@ -210,7 +216,13 @@ class Journal:
         self._terminal.step(line, self.ratio())
 
     def evaluated(self, scores: dict[str, Any]) -> None:
-        """Takes in the scores of an evaluation."""
+        """Takes in the scores of an evaluation.
+
+        Raises:
+            Broken: its loss is not finite.
+        """
+        if not math.isfinite(scores["loss"]):
+            raise Broken(f"loss of the evaluation after step {self.totals.steps}")
         self.last_eval = eval_line(scores, self.totals, self._calendar.epoch(self.totals.steps))
         self._file.write(self.last_eval)
         self._terminal.evaluated(self.last_eval, self.ratio())

@@ -28,6 +28,7 @@ from train import state as states
 from train.config import Config
 from train.data import Dataset, load
 from train.data.batches import epoch_key, epoch_order, take_batch
+from train.data.checks import check_split
 from train.setup import architecture_of, initial_mbps, network, set_up
 from train.terminal import Terminal
 
@@ -63,8 +64,6 @@ def run(config: Config, explicit: frozenset[str] = frozenset()) -> int:
     Raises:
         InputError: something from outside cannot be used.
     """
-    if config.role != "local":
-        raise check.error("role", config.role, "'local'", "Runs in two processes do not exist yet.")
     run_folder.require_free(config)
     if config.train.resume and run_folder.is_finished(config):
         print(f"{config.run_dir} holds the finished run: nothing to do.")
@@ -97,6 +96,8 @@ def fit(
             finite (after a checkpoint of the last good state).
     """
     run_folder.require_free(config)
+    check_split("train", dataset.x_train, dataset.y_train, dataset.num_classes)
+    check_split("test", dataset.x_test, dataset.y_test, dataset.num_classes)
     calendar = _calendar(config, dataset)
     about: dict[str, Any] = {}
     if model is None:
@@ -115,6 +116,8 @@ def fit(
     if counts:
         with checkpoint.Checkpoints(saved) as checkpoints:
             state = checkpoints.restore(state)
+        if run_folder.is_finished(config):
+            return _fitted(0, model, state, json.loads((Path(config.run_dir) / "summary.json").read_text()))
 
     # From here on the run folder is ours: all that can be refused has been.
     folder = run_folder.claim(config)
@@ -147,7 +150,7 @@ def fit(
         fitted = _fitted(0, model, state, log.summary(config.seed, state.client.params, state.server.params))
         for name, half in (("client", fitted.client), ("server", fitted.server)):
             checkpoint.save_half(folder / "halves" / name, half, {**about, **_inputs_of(setup.inputs, dataset)})
-        run_folder.write_whole(folder / "summary.json", json.dumps(fitted.summary, indent=2) + "\n")
+        run_folder.write_whole(folder / "summary.json", json.dumps(fitted.summary, indent=2, allow_nan=False) + "\n")
         page = report.write(folder)
     terminal.finished(fitted.summary, page)
     return fitted
@@ -279,7 +282,7 @@ def _announce(
     for way, direction in (("up", config.compress.up), ("down", config.compress.down)):
         used = ", ".join(f"{key} {value}" for key, value in settings[way].items())
         terminal.say(f"{way:>4}: {direction.method}" + (f" ({used})" if used else ""))
-        unused = configs.unused_keys(explicit, way, compression.parameters(direction))  # type: ignore[arg-type]
+        unused = configs.unused_keys(explicit, way, compression.used_keys(way, direction))
         if unused:
             terminal.say(f"      ignored, for {direction.method} does not use them: {', '.join(unused)}")
     if done:

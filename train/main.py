@@ -38,6 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except (InputError, UnicodeError) as error:
         return _refuse(str(error))
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return _refuse(
+            "the run needs more memory than the device has: lower train.batch_size or model.width, cut where the "
+            "tensor is smaller (model.cut), or keep the data on the host (data.stream true)"
+        )
     except KeyboardInterrupt:  # before the first step: there is nothing to save
         return 128 + signal.SIGINT
 
@@ -49,4 +56,6 @@ def _refuse(message: str) -> int:
 
 
 if __name__ == "__main__":
+    # Until the first step there is nothing to save: the signal ends the program at once.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     sys.exit(main())

@@ -23,7 +23,9 @@ from train.data.batches import normalise
 BATCH_SIZE = 256
 
 
-def client(run_dir: str | Path, model: split.SplitModel | None = None) -> Callable[[Array], Array]:
+def client(
+    run_dir: str | Path, model: split.SplitModel | None = None, like: split.Half | None = None
+) -> Callable[[Array], Array]:
     """Returns the trained client's half as a function from inputs (uint8 images, or as trained) to smashed data.
 
     The function raises an `InputError` for inputs unlike those of training.
@@ -31,8 +33,10 @@ def client(run_dir: str | Path, model: split.SplitModel | None = None) -> Callab
     Args:
         run_dir: of a finished run.
         model: your own, if the run was made with one.
+        like: a half of your own model, such as the one that training began with: only its structure counts. Needed
+            where parameters or state are something other than nested dicts and lists.
     """
-    (params, state), about = _load(run_dir, "client")
+    (params, state), about = _load(run_dir, "client", like)
     model = model or _build(about)
     shape, is_image = tuple(about["shape"]), about["mean"] is not None
 
@@ -52,15 +56,17 @@ def client(run_dir: str | Path, model: split.SplitModel | None = None) -> Callab
     return checked
 
 
-def server(run_dir: str | Path, model: split.SplitModel | None = None) -> Callable[[Array], Array]:
+def server(
+    run_dir: str | Path, model: split.SplitModel | None = None, like: split.Half | None = None
+) -> Callable[[Array], Array]:
     """Returns the trained server's half as a function from smashed data to logits; arguments as in `client`."""
-    (params, state), about = _load(run_dir, "server")
+    (params, state), about = _load(run_dir, "server", like)
     model = model or _build(about)
     return jax.jit(lambda smashed: model.server(params, state, smashed, False)[0])
 
 
-def _load(run_dir: str | Path, half: str) -> tuple[split.Half, dict[str, Any]]:
-    return checkpoint.load_half(Path(run_dir) / "halves" / half)
+def _load(run_dir: str | Path, half: str, like: split.Half | None) -> tuple[split.Half, dict[str, Any]]:
+    return checkpoint.load_half(Path(run_dir) / "halves" / half, like)
 
 
 def _build(about: dict[str, Any]) -> split.SplitModel:

@@ -215,6 +215,9 @@ def summary_table(summary: dict[str, Any]) -> rich.table.Table:
     for name, sent, raw, ratio in _traffic(summary)[:2]:
         table.add_row(f"Bytes {name}", sent, f"of {raw} raw, {ratio}")
     table.add_row("Ratio, raw to sent", times(summary.get("ratio")), "both directions")
+    for way in ("up", "down"):
+        if summary.get(f"{way}_skipped"):
+            table.add_row(f"Messages {way} skipped", f"{summary[f'{way}_skipped']:,}", "their budget carried nothing")
     return table
 
 

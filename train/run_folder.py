@@ -27,7 +27,9 @@ def require_free(config: Config) -> None:
     found = [name for name in OWN_NAMES if (folder / name).exists()]
     if can_resume(config):
         _require_same_run(folder, config)
-    elif found and not config.overwrite:
+    elif found and config.overwrite:
+        _require_own(folder)
+    elif found:
         resume = "--train.resume true to go on with it, " if "config.toml" in found else ""
         raise check.error(
             "run_dir", config.run_dir, "a folder without a run",
@@ -62,6 +64,17 @@ def is_finished(config: Config) -> bool:
     return (Path(config.run_dir) / "report.html").exists() and (Path(config.run_dir) / "summary.json").exists()
 
 
+def _require_own(folder: Path) -> None:
+    """Raises an `InputError` unless a run wrote the folder, so that `overwrite` never takes another program's files."""
+    try:
+        configs.from_toml(folder / "config.toml")
+    except check.InputError:
+        raise check.error(
+            "run_dir", str(folder), "a folder without a run, or one whose config.toml a run wrote",
+            "What is in it is not replaced: move it away, or give another --run_dir.",
+        ) from None  # fmt: skip
+
+
 def _require_same_run(folder: Path, config: Config) -> None:
     earlier = configs.from_toml(folder / "config.toml")
     if configs.fingerprint(earlier) != configs.fingerprint(config):
@@ -92,7 +105,7 @@ class MetricsFile:
 
     def write(self, line: dict[str, Any]) -> None:
         """Appends one line, at once visible to readers."""
-        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
         self._file.flush()
 
     def num_bytes(self) -> int:

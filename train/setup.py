@@ -10,6 +10,7 @@ import numpy as np
 from nscjax import check, models, split
 from nscjax import link as links
 from nscjax.compress import Duplex
+from nscjax.layout import MAX_BYTES
 from nscjax.split import Half
 from nscjax.types import Array
 from train import compression, optimise
@@ -28,7 +29,11 @@ def network(config: Config, dataset: Dataset) -> tuple[split.SplitModel, Half, H
     # In one jit: hundreds of small programs otherwise; not optimised, for compiling takes longer than it could save.
     quick = {"xla_backend_optimization_level": 0}
     init = jax.jit(lambda key: models.init(key=key, x_spec=x_spec, **architecture), compiler_options=quick)
-    client, server = init(key)
+    try:
+        client, server = init(key)
+    except check.InputError as error:
+        is_key = str(error).split()[0] in architecture
+        raise check.InputError(f"model.{error}" if is_key else str(error)) from None
     return models.build(**architecture), client, server
 
 
@@ -73,13 +78,14 @@ def set_up(
     crossed = crossing(model, inputs, client, server, dataset.x_train[ids], dataset.y_train[ids])
     examples = dict(zip(("up", "down"), crossed))
     spec = jax.ShapeDtypeStruct(examples["up"].shape, examples["up"].dtype)
+    link = _link(config)
     directions = {}
     for name, example in examples.items():
         direction: DirectionConfig = getattr(config.compress, name)
         cap = compression.cap_bytes(direction, spec)
-        view = views[name] if views else compression.choose_view(direction, example, cap)
-        least = _known_budget(config, name, cap)
-        directions[name] = compression.build(name, direction, view, spec, len(dataset.x_train), least)
+        view = views[name] if views else compression.choose_view(name, direction, example, cap)
+        largest = _largest_budget(config, getattr(link, name))
+        directions[name] = compression.build(name, direction, view, spec, len(dataset.x_train), largest)
     up, down = directions["up"], directions["down"]
     setup = states.Setup(
         model=model,
@@ -88,7 +94,7 @@ def set_up(
         caps=(up.cap_bytes, down.cap_bytes),
         optimiser=optimise.direction(config.train),
         learning_rate=optimise.learning_rate(config.train, num_steps),
-        link=_link(config),
+        link=link,
         estimator=_estimator(config),
         deadline_s=config.link.deadline_s,
         key=jax.random.key(config.seed),
@@ -142,9 +148,8 @@ def initial_mbps(config: Config) -> tuple[float, float]:
     return settings.up_mbps or settings.initial_mbps, settings.down_mbps or settings.initial_mbps
 
 
-def _known_budget(config: Config, name: str, cap: int) -> int:
-    """Returns the budget that a constant link gives every message of a direction; a trace's is known only later."""
-    mbps = getattr(config.link, f"{name}_mbps")
-    if mbps is None or config.link.deadline_s is None:
-        return cap
-    return int(links.budget_bytes(mbps, config.link.deadline_s, config.link.latency_ms / 1000))
+def _largest_budget(config: Config, trace: links.Trace) -> int:
+    """Returns the largest budget that a link can ever give a message: that of its highest rate."""
+    if config.link.deadline_s is None:
+        return MAX_BYTES
+    return int(links.budget_bytes(trace.mbit_per_s.max(), config.link.deadline_s, config.link.latency_ms / 1000))

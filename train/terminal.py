@@ -50,6 +50,7 @@ class Terminal:
             f"rank {ranks}" if ranks else "",
             f"{byte_size(line['up_bytes'])} up {byte_size(line['down_bytes'])} down",
             f"{ratio:.1f}x",
+            f"{line['up_skipped'] + line['down_skipped']} skipped" if line["up_skipped"] + line["down_skipped"] else "",
         ]
         self._progress.update(self._steps, completed=line["step"], numbers="  ".join(filter(None, numbers)))
 

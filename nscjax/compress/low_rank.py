@@ -54,7 +54,7 @@ class LowRank:
 
     def problem(self, max_bytes: int) -> str | None:
         """Returns what is wrong with a payload read from a frame's own header, or None."""
-        if not (isinstance(self.shape, tuple) and all(isinstance(size, int) and size > 0 for size in self.shape)):
+        if not (isinstance(self.shape, tuple) and all(type(size) is int and size > 0 for size in self.shape)):
             return f"its shape is {self.shape!r}"
         if len(self.shape) not in views.VIEWS or self.view not in views.VIEWS[len(self.shape)]:
             return f"its shape {self.shape} has no view {self.view!r}"

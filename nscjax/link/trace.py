@@ -62,8 +62,10 @@ def load_trace(name: str) -> Trace:
     kind, colon, seed = str(name).partition(":")
     if kind != "lte_like" or not colon:
         return read_trace(name)
-    if not (seed.isascii() and seed.isdigit()):
-        raise check.error("trace", name, "the path of a CSV file, or 'lte_like:SEED' with a whole number >= 0")
+    if not (seed.isascii() and seed.isdigit() and len(seed) <= 18):
+        raise check.error(
+            "trace", name, "the path of a CSV file, or 'lte_like:SEED' with a whole number in [0, 10**18)"
+        )
     return lte_like(int(seed))
 
 

@@ -140,7 +140,7 @@ def init(
 
 def _make_stages(name: str, width: int, num_classes: int, norm: str, dtype: DTypeLike) -> Stages:
     """Returns the stages of the whole network, having checked what they are made from."""
-    make = MODELS[one_of("model", name, MODELS)]
+    make = MODELS[one_of("name", name, MODELS)]
     at_least("width", width, 1)
     at_least("num_classes", num_classes, 1)
     return make(width=width, num_classes=num_classes, norm=one_of("norm", norm, NORMS), dtype=dtype)

@@ -18,8 +18,8 @@ RAW = 4 * 8 * 4 * 4 * 16
 X = jax.random.normal(jax.random.key(0), SPEC.shape)
 
 
-def build(config, view="BHW,C", least_budget=1 << 30, spec=SPEC):
-    return compression.build("up", config, view, spec, 100, least_budget)
+def build(config, view="BHW,C", largest_budget=1 << 30, spec=SPEC):
+    return compression.build("up", config, view, spec, 100, largest_budget)
 
 
 @pytest.fixture
@@ -29,13 +29,15 @@ def direction():
 
 def test_parameters_are_those_of_the_factory():
     expected = {"max_rank", "energy", "factor_bits", "iterations", "view"}
-    assert compression.parameters(DirectionConfig(method="nsc_sl")) == expected
-    assert compression.parameters(DirectionConfig(method="identity")) == frozenset()
+    assert compression.parameters("up", DirectionConfig(method="nsc_sl")) == expected
+    assert compression.parameters("up", DirectionConfig(method="identity")) == frozenset()
 
 
 def test_an_unknown_method_is_refused_with_the_nearest():
-    with pytest.raises(InputError, match=r"method is 'nsc_ls'; allowed: .*'nsc_sl'.*Did you mean 'nsc_sl'\?"):
-        compression.parameters(DirectionConfig(method="nsc_ls"))
+    with pytest.raises(
+        InputError, match=r"compress\.up\.method is 'nsc_ls'; allowed: .*'nsc_sl'.*Did you mean 'nsc_sl'\?"
+    ):
+        compression.parameters("up", DirectionConfig(method="nsc_ls"))
 
 
 @pytest.mark.parametrize("ratio", [1.0, 3.0, 41.9])
@@ -53,16 +55,16 @@ def test_without_a_ratio_the_cap_is_the_raw_frame(dtype):
 
 def test_a_named_view_is_taken_as_it_is():
     with count_compilations() as compilations:
-        assert compression.choose_view(DirectionConfig(view="BC,HW"), X, 1000) == "BC,HW"
-        assert compression.choose_view(DirectionConfig(view="auto"), X, 1000) == "auto"
-        assert compression.choose_view(DirectionConfig(method="identity"), X, 1000) == "calibrate"
+        assert compression.choose_view("up", DirectionConfig(view="BC,HW"), X, 1000) == "BC,HW"
+        assert compression.choose_view("up", DirectionConfig(view="auto"), X, 1000) == "auto"
+        assert compression.choose_view("up", DirectionConfig(method="identity"), X, 1000) == "calibrate"
     assert not compilations
 
 
 def test_calibration_finds_the_view_in_which_the_tensor_is_cheapest():
     # Rank one as [B, T * D], rank four as [B * T, D].
     samples, rest = jax.random.normal(jax.random.key(1), (8, 1, 1)), jax.random.normal(jax.random.key(2), (4, 16))
-    assert compression.choose_view(DirectionConfig(max_rank=1), samples * rest, 400) == "B,TD"
+    assert compression.choose_view("up", DirectionConfig(max_rank=1), samples * rest, 400) == "B,TD"
 
 
 def test_what_is_built_takes_the_settings_of_the_config(direction):
@@ -122,20 +124,28 @@ def test_no_ratio_is_proposed_where_none_works():
 def test_a_link_below_the_least_frame_is_refused(direction):
     least = build(direction).compressor.min_bytes(SPEC)
     with pytest.raises(InputError, match=rf"budget .* is '{least - 1} bytes'.* Raise link\.deadline_s"):
-        build(direction, least_budget=least - 1)
-    assert build(direction, least_budget=least).cap_bytes == compression.cap_bytes(direction, SPEC)
+        build(direction, largest_budget=least - 1)
+    assert build(direction, largest_budget=least).cap_bytes == compression.cap_bytes(direction, SPEC)
 
 
 def test_identity_has_no_budget_to_miss():
-    built = build(DirectionConfig(method="identity", ratio=100.0), view="calibrate", least_budget=1)
+    built = build(DirectionConfig(method="identity", ratio=100.0), view="calibrate", largest_budget=1)
     assert built.settings == {}
     assert built.cap_bytes == RAW // 100
 
 
 @pytest.mark.parametrize(("config", "message"), [
-    (DirectionConfig(view="HW,BC"), "view is 'HW,BC'; allowed: .*'BHW,C'"),
-    (DirectionConfig(view="B,D"), "view is 'B,D'; allowed: .*'B,HWC'"),
+    (DirectionConfig(view="HW,BC"), r"compress\.down\.view is 'HW,BC'; allowed: 'BHW,C', .*'auto', 'calibrate'"),
+    (DirectionConfig(view="B,D"), r"compress\.down\.view is 'B,D'; allowed: .*'B,HWC'"),
 ])  # fmt: skip
 def test_a_view_that_the_cut_does_not_have_is_refused(config, message):
     with pytest.raises(InputError, match=message):
-        build(config, view=config.view)
+        compression.choose_view("down", config, X, 1000)
+
+
+def test_keys_without_effect_are_not_among_those_used():
+    nsc_sl = compression.used_keys("up", DirectionConfig())
+    assert {"method", "feedback", "ratio", "view", "max_rank"} <= nsc_sl
+    assert "feedback_decay" not in nsc_sl
+    assert "feedback_decay" in compression.used_keys("up", DirectionConfig(feedback="across_steps"))
+    assert compression.used_keys("up", DirectionConfig(method="identity")) == {"method", "feedback"}

@@ -349,8 +349,8 @@ RANGES = [
     ("compress.up.energy", 0.0, "a number in (0, 1]"),
     ("compress.down.energy", 1.5, "a number in (0, 1]"),
     ("compress.up.iterations", 0, "a number >= 1"),
-    ("compress.up.feedback_decay", -0.5, "a number in [0, 1]"),
-    ("compress.up.feedback_decay", 1.5, "a number in [0, 1]"),
+    ("compress.up.feedback_decay", 0.0, "a number in (0, 1]"),
+    ("compress.up.feedback_decay", 1.5, "a number in (0, 1]"),
     ("compress.down.ratio", 0.5, "a number >= 1"),
     ("link.up_mbps", 0.0, "a number > 0"),
     ("link.down_mbps", -1.0, "a number > 0"),
@@ -466,7 +466,8 @@ def test_fingerprint_is_the_same_for_an_int_and_a_float(file):
 def test_unused_keys_names_what_was_given_and_the_method_does_not_take(file):
     name = file('[compress.up]\nmethod = "identity"\nenergy = 0.5\nview = "auto"\nfeedback = "none"\n')
     explicit = load(name, "--compress.up.max_rank", "3", "--compress.down.energy", "0.5").explicit
-    assert config.unused_keys(explicit, "up", []) == ("compress.up.energy", "compress.up.max_rank")
-    assert config.unused_keys(explicit, "up", ["max_rank", "view"]) == ("compress.up.energy",)
+    given = {f"compress.up.{key}" for key in ("energy", "feedback", "max_rank", "method", "view")}
+    assert config.unused_keys(explicit, "up", []) == tuple(sorted(given))
+    assert config.unused_keys(explicit, "up", ["method", "feedback", "max_rank", "view"]) == ("compress.up.energy",)
     assert config.unused_keys(explicit, "down", ["energy"]) == ()
     assert config.unused_keys(explicit, "down", []) == ("compress.down.energy",)

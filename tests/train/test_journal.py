@@ -121,12 +121,13 @@ def test_an_evaluation_has_the_totals_of_training(open_journal, tmp_path):
 
 def test_the_summary_has_the_fields_of_the_contract(open_journal):
     log = open_journal()
-    log.step(metrics(is_skipped=True))
+    log.step(metrics(up_bytes=50, down_bytes=25, is_skipped=True))
+    log.step(metrics(up_bytes=50, down_bytes=25))
     log.evaluated(SCORES)
     params = {"w": jnp.ones(3)}
     found = log.summary(7, params, params)
     assert sorted(found) == sorted(SUMMARY_FIELDS)
-    expected = {**SCORES, "raw_up_bytes": 1000, "raw_down_bytes": 1000, "ratio": 2000 / 150, "seed": 7, "steps": 1}
+    expected = {**SCORES, "raw_up_bytes": 1000, "raw_down_bytes": 1000, "ratio": 2000 / 150, "seed": 7, "steps": 2}
     assert {name: found[name] for name in expected} == expected
     assert (found["up_skipped"], found["down_skipped"]) == (1, 1)
     assert found["wall_seconds"] >= 0
@@ -190,3 +191,17 @@ def test_metrics_may_be_on_the_device(open_journal):
     log = open_journal()
     log.step(jax.device_put(metrics(is_skipped=jnp.asarray(True))))
     assert (log.totals.up_bytes, log.totals.up_skipped) == (100, 1)
+
+
+def test_skipped_messages_save_no_bytes():
+    totals = journal.Totals(steps=10, up_bytes=800, down_bytes=200, up_skipped=2, down_skipped=5)
+    assert totals.raw_bytes(1000) == (8000, 5000)
+    assert totals.ratio(1000) == 13.0
+
+
+def test_an_evaluation_that_is_not_finite_stops_the_run(open_journal, tmp_path):
+    log = open_journal()
+    log.step(metrics())
+    with pytest.raises(journal.Broken, match="loss of the evaluation after step 1"):
+        log.evaluated({**SCORES, "loss": float("nan")})
+    assert written(tmp_path) == []

@@ -108,8 +108,9 @@ def test_totals_are_sums_over_the_steps(unbroken):
         assert line["total_link_seconds"] == pytest.approx(sum(step["link_seconds"] for step in so_far))
     assert {name: summary[name] for name in EVAL_FIELDS[1:]} == {name: evals[-1][name] for name in EVAL_FIELDS[1:]}
     sent = summary["total_up_bytes"] + summary["total_down_bytes"]
-    assert summary["raw_up_bytes"] == summary["raw_down_bytes"] == NUM_STEPS * RAW
-    assert summary["ratio"] == 2 * NUM_STEPS * RAW / sent
+    for way in ("up", "down"):
+        assert summary[f"raw_{way}_bytes"] == (NUM_STEPS - summary[f"{way}_skipped"]) * RAW
+    assert summary["ratio"] == (summary["raw_up_bytes"] + summary["raw_down_bytes"]) / sent
     assert summary["up_skipped"] == train[-1]["up_skipped"] == sum(line["up_rank"] == 0 for line in train)
     assert summary["down_skipped"] == train[-1]["down_skipped"] == sum(line["down_rank"] == 0 for line in train)
     assert (summary["steps"], summary["seed"]) == (NUM_STEPS, 0)
@@ -261,11 +262,11 @@ def test_another_run_is_refused_and_left_alone(unbroken, folder, capfd):
 
 
 BAD = [
-    (("--compress.up.method", "nsc_ls"), "method is 'nsc_ls'; allowed: 'identity', 'nsc_sl'"),
-    (("--model.name", "mlq"), "model is 'mlq'; allowed: 'mlp',"),
-    (("--model.cut", "hidden9"), "cut is 'hidden9'; allowed: 'hidden1', 'hidden2', 'hidden3'"),
-    (("--model.norm", "layer"), "norm is 'layer'; allowed: 'batch', 'group'"),
-    (("--compress.down.view", "BHW,C"), "view is 'BHW,C'; allowed: "),
+    (("--compress.up.method", "nsc_ls"), "compress.up.method is 'nsc_ls'; allowed: 'identity', 'nsc_sl'"),
+    (("--model.name", "mlq"), "model.name is 'mlq'; allowed: 'mlp',"),
+    (("--model.cut", "hidden9"), "model.cut is 'hidden9'; allowed: 'hidden1', 'hidden2', 'hidden3'"),
+    (("--model.norm", "layer"), "model.norm is 'layer'; allowed: 'batch', 'group'"),
+    (("--compress.down.view", "BHW,C"), "compress.down.view is 'BHW,C'; allowed: 'B,D', 'auto', 'calibrate'"),
     (("--link.estimator", "oracle"), "link.estimator is 'oracle'; allowed: 'ewma', 'harmonic', 'quantile'"),
     (("--link.trace", "absent.csv"), "trace is 'absent.csv'; allowed: an existing CSV file"),
     (("--data.dir", "absent.npz"), "absent.npz"),
@@ -274,7 +275,8 @@ BAD = [
     (("--train.batch_size", "49"), "train.batch_size is 49; allowed: at most 48"),
     (("--compress.down.ratio", "40"), "compress.down: budget of a frame for a cut of (8, 16) is '12 bytes'"),
     (("--link.trace", "null", "--link.up_mbps", "0.001"), "compress.up: budget of a frame"),
-    (("--link.latency_ms", "100", "--link.trace", "null", "--link.down_mbps", "1"), "compress.down: budget of a frame"),
+    (("--link.latency_ms", "100", "--link.trace", "null", "--link.down_mbps", "1"), "compress.up: budget of a frame"),
+    (("--link.latency_ms", "100"), "budget of a frame for a cut of (8, 16) is '0 bytes'"),
     (("--role", "server"), "role is 'server'; allowed: 'local'"),
     (("--train.learning_rat", "1"), "Did you mean 'train.learning_rate'?"),
 ]  # fmt: skip
@@ -372,7 +374,7 @@ def test_keys_without_effect_are_named_once(left_alone):
 
 @pytest.mark.parametrize("is_skipped_up", [True, False])
 def test_on_a_link_too_slow_for_anything_the_halves_stay(tmp_path, is_skipped_up):
-    (tmp_path / "slow.csv").write_text("time_s,mbit_per_s\n0,0.00001\n")
+    (tmp_path / "slow.csv").write_text("time_s,mbit_per_s\n0,0.00001\n100000,1\n")
     link = {"deadline_s": 1.0, "initial_mbps": 0.0003, "down_trace": str(tmp_path / "slow.csv")}
     if is_skipped_up:
         link["up_trace"] = link["down_trace"]

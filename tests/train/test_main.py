@@ -121,3 +121,11 @@ def test_a_mistake_of_our_own_is_not_hidden(file, monkeypatch):
     monkeypatch.setattr(train, "loop", Loop(ZeroDivisionError("ours")), raising=False)
     with pytest.raises(ZeroDivisionError):
         main.main(["--config", str(file)])
+
+
+def test_sigterm_before_the_first_step_ends_the_program_with_143(tmp_path):
+    os.mkfifo(tmp_path / "config.toml")
+    process = subprocess.Popen([sys.executable, "train/main.py", "--config", tmp_path / "config.toml"], cwd=ROOT)
+    with (tmp_path / "config.toml").open("w"):  # opens as soon as the program reads it
+        process.terminate()
+        assert process.wait(timeout=60) == 143

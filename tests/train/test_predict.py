@@ -3,14 +3,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from nscjax.check import InputError
 from tests.train import runs
-from train import loop, predict
+from train import checkpoint, loop, predict
 from train.config import CompressConfig, Config, DirectionConfig, ModelConfig, TrainConfig
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -74,6 +76,32 @@ def test_ones_own_model_predicts_by_its_own_functions(own):
     client, server = predict.client(run_dir, model=model), predict.server(run_dir, model=model)
     is_right = np.argmax(server(client(OWN_DATA.x_test)), axis=-1) == OWN_DATA.y_test
     assert is_right.mean() == pytest.approx(fitted.summary["accuracy_uncompressed"])
+
+
+class Dense(NamedTuple):
+    kernel: Any
+    scales: tuple
+
+
+def test_ones_own_structures_come_back(tmp_path):
+    half = (Dense(np.ones((4, 6), np.float32), (np.zeros(2), np.ones(3))), ())
+    checkpoint.save_half(tmp_path / "half", half, {"shape": [4]})
+    like = (Dense(0, (0, 0)), ())
+    found, about = checkpoint.load_half(tmp_path / "half", like)
+    assert jax.tree.structure(found) == jax.tree.structure(half)
+    assert runs.same_leaves(found, half)
+    assert about == {"shape": [4]}
+    (params, state), _ = checkpoint.load_half(tmp_path / "half")
+    assert (sorted(params), len(params["scales"]), state) == (["kernel", "scales"], 2, {})
+    with pytest.raises(InputError, match=r"half in .* allowed: \['0/kernel'\]\. It was saved from another model"):
+        checkpoint.load_half(tmp_path / "half", ({"kernel": 0}, ()))
+
+
+def test_a_half_may_be_one_array(tmp_path):
+    checkpoint.save_half(tmp_path / "half", (np.arange(3), np.ones(2)), {})
+    (params, state), _ = checkpoint.load_half(tmp_path / "half")
+    np.testing.assert_array_equal(params, np.arange(3))
+    np.testing.assert_array_equal(state, np.ones(2))
 
 
 @pytest.mark.parametrize("half", [predict.client, predict.server])

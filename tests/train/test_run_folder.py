@@ -58,7 +58,7 @@ def test_another_run_is_refused_and_left_alone(config):
 @pytest.mark.parametrize("name", [name for name in run_folder.OWN_NAMES if name != "config.toml"])
 @pytest.mark.parametrize("resume", [False, True])
 def test_files_that_a_run_would_replace_are_not_taken_for_nothing(config, tmp_path, name, resume):
-    # Somebody's own `plots`, or a run without its config: nothing is removed without being asked to.
+    # Somebody's own `plots`, or a run without its config: what no run is known to have written is never removed.
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / name).mkdir()
     config = resumed(config) if resume else config
@@ -66,8 +66,9 @@ def test_files_that_a_run_would_replace_are_not_taken_for_nothing(config, tmp_pa
         run_folder.claim(config)
     assert (tmp_path / "run" / name).exists()
     assert not run_folder.can_resume(config)
-    run_folder.claim(dataclasses.replace(config, overwrite=True))
-    assert not (tmp_path / "run" / name).exists()
+    with pytest.raises(InputError, match=r"or one whose config\.toml a run wrote"):
+        run_folder.claim(dataclasses.replace(config, overwrite=True))
+    assert (tmp_path / "run" / name).exists()
 
 
 def test_overwriting_replaces_what_a_run_writes_and_nothing_else(config):
@@ -199,3 +200,24 @@ def test_a_new_run_begins_with_empty_metrics(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("old")
     run_folder.MetricsFile(tmp_path / "metrics.jsonl").close()
     assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_overwrite_takes_no_other_programs_files(config, tmp_path):
+    folder = tmp_path / "run"
+    (folder / "plots").mkdir(parents=True)
+    (folder / "plots" / "thesis.pdf").write_text("mine")
+    for content in (None, "[tool]\nmine = true\n"):
+        if content:
+            (folder / "config.toml").write_text(content)
+        before = snapshot(folder)
+        with pytest.raises(InputError, match=r"or one whose config\.toml a run wrote"):
+            run_folder.claim(dataclasses.replace(config, overwrite=True))
+        assert snapshot(folder) == before
+
+
+def test_a_number_that_json_has_not_is_no_line(tmp_path):
+    file = run_folder.MetricsFile(tmp_path / "metrics.jsonl")
+    with pytest.raises(ValueError, match="JSON"):
+        file.write({"loss": float("nan")})
+    assert file.num_bytes() == 0
+    file.close()

@@ -7,6 +7,7 @@ from train.terminal import Terminal
 
 TRAIN_LINE = {
     "step": 3, "loss": 1.23456, "accuracy": 0.5, "up_bytes": 1500, "down_bytes": 700, "up_rank": 5, "down_rank": 4,
+    "up_skipped": 0, "down_skipped": 0,
 }  # fmt: skip
 EVAL_LINE = {**dict.fromkeys(EVAL_FIELDS, 0), **SCORES, "step": 12, "epoch": 2, "total_up_bytes": 2_000_000}
 SUMMARY = {**dict.fromkeys(SUMMARY_FIELDS, 0), **EVAL_LINE, "raw_up_bytes": 8_000_000, "ratio": 4.0}
@@ -45,6 +46,18 @@ def test_on_a_terminal_there_is_a_bar_with_numbers(capsys, monkeypatch):
     printed = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
     assert "loss 1.235  accuracy 0.500  rank 5/4  1.5 kB up 700 B down  12.3x" in printed
     assert "3/10" in printed
+
+
+def test_skipped_messages_are_told(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "160")
+    with Terminal(10, 0) as terminal:
+        terminal.step({**TRAIN_LINE, "up_skipped": 2, "down_skipped": 3}, 1.0)
+        terminal.finished({**SUMMARY, "up_skipped": 2, "down_skipped": 0}, "report.html")
+    printed = capsys.readouterr()
+    assert "5 skipped" in printed.err
+    assert "Messages up skipped" in printed.out
+    assert "Messages down skipped" not in printed.out
 
 
 @pytest.mark.parametrize(("up", "down", "shown"), [(None, None, None), (None, 4, "rank 4 "), (5, None, "rank 5 ")])

@@ -5,8 +5,6 @@ stopped. An epoch has `num_train // batch_size` steps; the samples left over by 
 epochs.
 """
 
-from collections.abc import Iterator
-
 import jax
 import jax.numpy as jnp
 
@@ -116,15 +114,6 @@ def eval_batch(
     ids = step * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
     wrapped = ids % len(x)
     return _take(x, wrapped), _take(y, wrapped), ids < len(x)
-
-
-def eval_batches(x: jax.Array, y: jax.Array, batch_size: int) -> Iterator[tuple[jax.Array, jax.Array, jax.Array]]:
-    """Yields every batch of `eval_batch` once; arrays on the device stay there."""
-    for step in range(num_eval_steps(len(x), batch_size)):
-        yield _eval_batch(x, y, step, batch_size)
-
-
-_eval_batch = jax.jit(eval_batch, static_argnames="batch_size")
 
 
 def _take(array: jax.Array, ids: jax.Array) -> jax.Array:

@@ -41,6 +41,13 @@ def check_labels(name: str, labels: np.ndarray, num_images: int, num_classes: in
         raise error(f"a label in {name}", wrong, f"0 to {num_classes - 1}", "Number the classes from 0.")
 
 
+def check_split(name: str, inputs: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
+    """Raises an `InputError` unless there are inputs, of any kind, with a label in 0..num_classes-1 for each."""
+    if len(inputs) < 1:
+        raise error(f"the number of samples in x_{name}", len(inputs), "at least 1")
+    check_labels(f"y_{name}", labels, len(inputs), num_classes)
+
+
 def check_classes(name: str, labels: np.ndarray) -> None:
     """Raises an `InputError` if all `labels` are one class: there is nothing to learn."""
     if labels.min() == labels.max():

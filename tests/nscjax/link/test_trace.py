@@ -136,7 +136,7 @@ def test_load_trace_reads_a_path_or_generates(tmp_path):
 
 @pytest.mark.parametrize("name", ["lte_like:", "lte_like:-1", "lte_like:x", "lte_like:1.5"])
 def test_load_trace_refuses_a_bad_seed(name):
-    with pytest.raises(InputError, match=f"trace is '{name}'; allowed: .*'lte_like:SEED' with a whole number >= 0"):
+    with pytest.raises(InputError, match=f"trace is '{name}'; allowed: .*'lte_like:SEED' with a whole number in"):
         link.load_trace(name)
 
 

@@ -153,7 +153,7 @@ def test_bfloat16_logits_are_near_those_of_float32(x):
     [
         (
             {"name": "resnet9"},
-            "model is 'resnet9'; allowed: 'mlp', 'cnn', 'resnet8', 'resnet18', 'resnet34', 'vit'. "
+            "name is 'resnet9'; allowed: 'mlp', 'cnn', 'resnet8', 'resnet18', 'resnet34', 'vit'. "
             "Did you mean 'resnet8'?",
         ),
         (
@@ -177,5 +177,5 @@ def test_errors_name_what_is_allowed(change, message):
 
 
 def test_cut_names_of_an_unknown_model():
-    with pytest.raises(InputError, match="model is 'lstm'; allowed: 'mlp', 'cnn'"):
+    with pytest.raises(InputError, match="name is 'lstm'; allowed: 'mlp', 'cnn'"):
         models.cut_names("lstm")
