@@ -9,6 +9,7 @@ says so. `--check` only tells whether the pages are up to date (exit code 1 if n
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -69,7 +70,24 @@ def factorise(rows: list[dict[str, Any]]) -> list[list[str]]:
     return [list(columns), *([text(name, row[name]) for name in columns.values()] for row in rows)]
 
 
-SHAPES: dict[str, Callable[[Any], list[list[str]]]] = {"step": step, "factorise": factorise}
+def distortion(rows: dict[str, Any]) -> list[list[str]]:
+    """Returns the table of the distortion benchmark: multiples of the default, mean over the series of each way."""
+    series = rows["series"]
+    ways = {way: [variants for name, variants in series.items() if name.startswith(way)] for way in ("up", "down")}
+    table = [["variant", "activations", "gradients", "components", "time"]]
+    for name in next(iter(series.values())):
+        means = []
+        for found in ways.values():
+            ratios = [variants[name]["distortion"] / variants["default"]["distortion"] for variants in found]
+            absolute = statistics.mean(variants[name]["distortion"] for variants in found)
+            means.append(f"{absolute:.3f}" if name == "default" else f"{statistics.mean(ratios):.3f}x")
+        every = [variants[name] for variants in series.values()]
+        seconds = statistics.median(values["time_over_default"] for values in every)
+        table.append([name, *means, str(every[0]["rank"]), f"{seconds:.2f}x"])
+    return table
+
+
+SHAPES: dict[str, Callable[[Any], list[list[str]]]] = {"step": step, "factorise": factorise, "distortion": distortion}
 
 
 def render(name: str) -> str:

@@ -30,7 +30,7 @@ from train.data import Dataset, load
 from train.data.batches import epoch_key, epoch_order, take_batch
 from train.data.checks import check_split
 from train.setup import architecture_of, initial_mbps, network, set_up
-from train.terminal import Terminal
+from train.terminal import Terminal, waiting
 
 Advance = Callable[[states.TrainState, int], tuple[states.TrainState, states.Metrics]]
 """(state, step counted from 0) -> (state, metrics); the state passed in is used up."""
@@ -68,7 +68,9 @@ def run(config: Config, explicit: frozenset[str] = frozenset()) -> int:
     if config.train.resume and run_folder.is_finished(config):
         print(f"{config.run_dir} holds the finished run: nothing to do.")
         return 0
-    return fit(config, load(config.data), explicit=explicit).exit_code
+    with waiting(f"reading {config.data.name}"):
+        dataset = load(config.data)
+    return fit(config, dataset, explicit=explicit).exit_code
 
 
 # XLA's small factorisations on CPU call LAPACK, whose threads would wait for XLA's own: 1 is 10 times faster.
@@ -108,9 +110,9 @@ def fit(
     saved = Path(config.run_dir) / "checkpoints"
     counts = checkpoint.read_counts(saved) if run_folder.can_resume(config) else None
     done = counts["totals"]["steps"] if counts else 0
-    setup, spec, settings = set_up(
-        config, dataset, model, client, server, calendar.num_steps, counts["views"] if counts else None
-    )
+    views = counts["views"] if counts else None
+    with waiting("looking at the first batch: how the cut is best compressed"):
+        setup, spec, settings = set_up(config, dataset, model, client, server, calendar.num_steps, views)
     advance = _advance(setup, config, dataset, calendar, done)
     state = states.init(setup, spec, client, server, initial_mbps(config))
     if counts:
@@ -148,12 +150,17 @@ def fit(
             terminal.say(f"stopped after step {log.totals.steps}; --train.resume true goes on from here")
             return _fitted(128 + signals.received, model, state, {})
         fitted = _fitted(0, model, state, log.summary(config.seed, state.client.params, state.server.params))
-        for name, half in (("client", fitted.client), ("server", fitted.server)):
-            checkpoint.save_half(folder / "halves" / name, half, {**about, **_inputs_of(setup.inputs, dataset)})
-        run_folder.write_whole(folder / "summary.json", json.dumps(fitted.summary, indent=2, allow_nan=False) + "\n")
-        page = report.write(folder)
+        page = _publish(folder, fitted, {**about, **_inputs_of(setup.inputs, dataset)})
     terminal.finished(fitted.summary, page)
     return fitted
+
+
+def _publish(folder: Path, fitted: Fitted, about: dict[str, Any]) -> Path:
+    """Writes the trained halves, the summary and the report, in this order; returns the report's path."""
+    for name, half in (("client", fitted.client), ("server", fitted.server)):
+        checkpoint.save_half(folder / "halves" / name, half, about)
+    run_folder.write_whole(folder / "summary.json", json.dumps(fitted.summary, indent=2, allow_nan=False) + "\n")
+    return report.write(folder)
 
 
 def _fitted(exit_code: int, model: split.SplitModel, state: states.TrainState, summary: dict[str, Any]) -> Fitted:

@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: a progress bar with the numbers that matter, and a line an evaluation."""
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 from rich.console import Console
@@ -7,6 +8,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from train.report import summary_table
 from train.text import byte_size, percent
+
+
+def waiting(what: str) -> AbstractContextManager:
+    """Shows that the program is busy with `what` before there are steps to count; on a pipe it shows nothing."""
+    return Console(stderr=True).status(what)
 
 
 class Terminal:
