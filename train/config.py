@@ -75,7 +75,7 @@ class DirectionConfig:
         max_rank: most components that one message carries, at least 1.
         energy: share of the squared norm that the components sent must hold, in (0, 1].
         factor_bits: bits of one entry of a factor.
-        iterations: subspace iterations for one message, at least 1.
+        iterations: subspace iterations for one message, 1 to 100.
         feedback: where the residual goes: nowhere, into the next step, or back to its own sample.
         feedback_decay: factor on the residual that is carried over, in (0, 1].
         view: axes of the cut tensor that are the matrix's rows, and those that are its columns: `BHW,C`,
@@ -255,7 +255,8 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ("a number in (0, 1]", lambda value: 0 < value <= 1, ("energy", "feedback_decay")),
     ("a number in [0, 1)", lambda value: 0 <= value < 1, ("warmup",)),
     ("4, 8, 16", lambda value: value in (4, 8, 16), ("factor_bits",)),
-    ("a number >= 1", lambda value: value >= 1, ("num_train", "num_test", "width", "max_rank", "iterations")),
+    ("a number in [1, 100]", lambda value: 1 <= value <= 100, ("iterations",)),
+    ("a number >= 1", lambda value: value >= 1, ("num_train", "num_test", "width", "max_rank")),
     ("a number >= 1", lambda value: value >= 1, ("ratio", "epochs", "steps", "batch_size", "log_every")),
     ("a number >= 0", lambda value: value >= 0, ("latency_ms", "client_step_s", "server_step_s")),
     ("a number >= 0", lambda value: value >= 0, ("weight_decay", "eval_every", "checkpoint_every")),
