@@ -19,6 +19,6 @@ def test_the_pages_quote_the_committed_results():
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_a_result_says_where_it_comes_from(path):
     result = json.loads(path.read_text())
-    assert set(result) == {"command", "date", "machine", "versions", "seeds", "rows"}
+    assert set(result) == {"command", "commit", "date", "machine", "versions", "seeds", "rows"}
     assert result["command"].startswith("python benchmarks/")
     assert result["rows"]
