@@ -113,8 +113,8 @@ class LinkConfig:
     """The simulated link, on a virtual clock; by default it is unlimited.
 
     Attributes:
-        up_mbps: constant uplink bandwidth in Mbit/s, above 0.
-        down_mbps: constant downlink bandwidth in Mbit/s, above 0.
+        up_mbps: constant uplink bandwidth in Mbit/s, 1e-6 to 1e9.
+        down_mbps: constant downlink bandwidth in Mbit/s, 1e-6 to 1e9.
         trace: CSV file (`time_s,mbit_per_s`) of the bandwidth of both directions; excludes `up_mbps`,
             `down_mbps`, `up_trace` and `down_trace`.
         up_trace: CSV file of the uplink's bandwidth; excludes `up_mbps`.
@@ -124,7 +124,7 @@ class LinkConfig:
         client_step_s: seconds the client computes in one step, at least 0.
         server_step_s: seconds the server computes in one step, at least 0.
         estimator: how the bandwidth is estimated from past transfers.
-        initial_mbps: the estimate before the first transfer in Mbit/s, above 0.
+        initial_mbps: the estimate before the first transfer in Mbit/s, 1e-6 to 1e9.
     """
 
     up_mbps: float | None = None
@@ -258,10 +258,13 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ("a number in [1, 100]", lambda value: 1 <= value <= 100, ("iterations",)),
     ("a number >= 1", lambda value: value >= 1, ("num_train", "num_test", "width", "max_rank")),
     ("a number >= 1", lambda value: value >= 1, ("ratio", "epochs", "steps", "batch_size", "log_every")),
-    ("a number >= 0", lambda value: value >= 0, ("latency_ms", "client_step_s", "server_step_s")),
-    ("a number >= 0", lambda value: value >= 0, ("weight_decay", "eval_every", "checkpoint_every")),
-    ("a number > 0", lambda value: value > 0, ("up_mbps", "down_mbps", "deadline_s")),
-    ("a number > 0", lambda value: value > 0, ("initial_mbps", "learning_rate")),
+    ("a number >= 0", lambda value: value >= 0, ("eval_every", "checkpoint_every")),
+    # Times and sizes that arise from these stay within float32.
+    ("a number in [0, 1e9]", lambda value: 0 <= value <= 1e9, ("latency_ms", "client_step_s", "server_step_s")),
+    ("a number in [0, 1e9]", lambda value: 0 <= value <= 1e9, ("weight_decay",)),
+    ("a number in [1e-6, 1e9]", lambda value: 1e-6 <= value <= 1e9, ("up_mbps", "down_mbps", "initial_mbps")),
+    ("a number in (0, 1e9]", lambda value: 0 < value <= 1e9, ("deadline_s",)),
+    ("a number in (0, 1e30]", lambda value: 0 < value <= 1e30, ("learning_rate",)),
 )
 _RIVALS = (
     *((name, "trace") for name in ("up_mbps", "down_mbps", "up_trace", "down_trace")),
