@@ -55,7 +55,7 @@ class ModelConfig:
 
     Attributes:
         name: the network.
-        width: channels (or features) of its first stage, at least 1.
+        width: channels (or features) of its first stage, 1 to 65536.
         cut: the stage that is the client's last.
         norm: the normalisation layer.
     """
@@ -205,14 +205,12 @@ class Config:
     train: TrainConfig = TrainConfig()
 
     def __post_init__(self) -> None:
-        """Checks every range here, so that a config built in Python is held to them as well."""
+        """Checks types and ranges here, so that a config built in Python is held to them as well."""
+        object.__setattr__(self, "run_dir", str(self.run_dir))  # a path will do
         for key, value in _flatten(dataclasses.asdict(self)).items():
-            if (
-                isinstance(value, float)
-                and int in (get_args(_TYPES[key]) or (_TYPES[key],))
-                and float not in get_args(_TYPES[key])
-            ):
-                raise check.error(key, value, _NOUNS[int])
+            typed = _typed(key, value)
+            if type(typed) is not type(value) and not isinstance(typed, float):
+                raise check.error(key, value, f"a value of type {type(typed).__name__}")
             for allowed, holds, names in _RANGES:
                 if value is not None and key.rpartition(".")[2] in names and not holds(value):
                     raise check.error(key, value, allowed)
@@ -256,8 +254,9 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ("a number in [0, 1)", lambda value: 0 <= value < 1, ("warmup",)),
     ("4, 8, 16", lambda value: value in (4, 8, 16), ("factor_bits",)),
     ("a number in [1, 100]", lambda value: 1 <= value <= 100, ("iterations",)),
-    ("a number >= 1", lambda value: value >= 1, ("num_train", "num_test", "width", "max_rank")),
-    ("a number >= 1", lambda value: value >= 1, ("ratio", "epochs", "steps", "batch_size", "log_every")),
+    ("a number in [1, 65536]", lambda value: 1 <= value <= 65536, ("width",)),
+    ("a number >= 1", lambda value: value >= 1, ("num_train", "num_test", "max_rank", "ratio", "log_every")),
+    ("a number in [1, 2**31)", lambda value: 1 <= value < 2**31, ("epochs", "steps", "batch_size")),
     ("a number >= 0", lambda value: value >= 0, ("eval_every", "checkpoint_every")),
     # Times and sizes that arise from these stay within float32.
     ("a number in [0, 1e9]", lambda value: 0 <= value <= 1e9, ("latency_ms", "client_step_s", "server_step_s")),
@@ -418,9 +417,9 @@ def _convert(parser: ArgumentParser, key: str, word: str) -> Any:
     return _typed(key, value, _COMMAND_LINE)
 
 
-def _typed(key: str, value: Any, source: str) -> Any:
+def _typed(key: str, value: Any, source: str = "") -> Any:
     """Returns `value` in its key's type, whole numbers being numbers too; else raises an `InputError`."""
-    name, expected = f"{source}: {key}", _TYPES[key]
+    name, expected = f"{source}: {key}" if source else key, _TYPES[key]
     kinds = get_args(expected) or (expected,)
     if get_origin(expected) is Literal:
         return kinds[kinds.index(check.one_of(name, value, kinds))]

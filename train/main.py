@@ -38,15 +38,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except (InputError, UnicodeError) as error:
         return _refuse(str(error))
-    except RuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return _refuse(
-            "the run needs more memory than the device has: lower train.batch_size or model.width, cut where the "
-            "tensor is smaller (model.cut), or keep the data on the host (data.stream true)"
-        )
+    except (RuntimeError, ValueError) as error:
+        return _refuse(_exhausted(error))
     except KeyboardInterrupt:  # before the first step: there is nothing to save
         return 128 + signal.SIGINT
+
+
+def _exhausted(error: Exception) -> str:
+    """Returns what to do where a library ran out of disk or memory; raises `error` again where it is another one."""
+    if "No space left on device" in str(error):
+        return "run_dir: no space is left on its disk; make room and go on with --train.resume true"
+    if "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error):
+        return (
+            "the run needs more memory than there is; allowed: what the device holds. Lower train.batch_size or "
+            "model.width, cut where the tensor is smaller (model.cut), or keep the data on the host (data.stream true)"
+        )
+    raise error
 
 
 def _refuse(message: str) -> int:

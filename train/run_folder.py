@@ -1,5 +1,6 @@
 """The run folder: claimed before anything is written, its files written whole, its metrics appended line by line."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -11,7 +12,11 @@ from train import config as configs
 from train.config import Config
 
 OWN_NAMES = ("report.html", "plots", "summary.json", "halves", "checkpoints", "metrics.jsonl", "config.toml")
-"""What a run writes; `overwrite` removes these and nothing else, in this order: what is left names its run."""
+"""What a run writes; `overwrite` removes these and nothing else, the config last: what is left names its run."""
+
+
+MARK = "# The config of the run in this folder, as it was resolved; written by the run.\n"
+"""First line of a run's `config.toml`: `overwrite` replaces what is beside it, and nothing without it."""
 
 
 def require_free(config: Config) -> None:
@@ -48,14 +53,20 @@ def claim(config: Config) -> Path:
     folder = Path(config.run_dir)
     if can_resume(config):
         return folder
-    for name in OWN_NAMES:
+    # How a run is made is not what it is: a config that says `overwrite` would destroy its own run when used again.
+    train = dataclasses.replace(config.train, resume=False)
+    data = dataclasses.replace(config.data, download=False)
+    text = MARK + configs.to_toml(dataclasses.replace(config, overwrite=False, train=train, data=data))
+    folder.mkdir(parents=True, exist_ok=True)
+    # Nothing of an earlier run goes before what takes its place can be written.
+    partial = _write_partial(folder / "config.toml", text)
+    for name in OWN_NAMES[:-1]:
         path = folder / name
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "config.toml", configs.to_toml(config))
+    partial.replace(folder / "config.toml")
     return folder
 
 
@@ -66,13 +77,12 @@ def is_finished(config: Config) -> bool:
 
 def _require_own(folder: Path) -> None:
     """Raises an `InputError` unless a run wrote the folder, so that `overwrite` never takes another program's files."""
-    try:
-        configs.from_toml(folder / "config.toml")
-    except check.InputError:
+    path = folder / "config.toml"
+    if not path.is_file() or not path.read_bytes().startswith(MARK.encode()):
         raise check.error(
             "run_dir", str(folder), "a folder without a run, or one whose config.toml a run wrote",
             "What is in it is not replaced: move it away, or give another --run_dir.",
-        ) from None  # fmt: skip
+        )  # fmt: skip
 
 
 def _require_same_run(folder: Path, config: Config) -> None:
@@ -87,12 +97,17 @@ def _require_same_run(folder: Path, config: Config) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """Writes a text file so that it is there whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
+    _write_partial(path, text).replace(path)
+
+
+def _write_partial(path: Path, text: str) -> Path:
+    """Returns the file beside `path` that holds `text`, all of it on disk."""
+    partial, content = path.with_name(path.name + ".partial"), text.encode()
+    with partial.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(path)
+    return partial
 
 
 class MetricsFile:

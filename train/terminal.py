@@ -3,8 +3,10 @@
 from contextlib import AbstractContextManager
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from train.report import summary_table
 from train.text import byte_size, percent
@@ -25,23 +27,28 @@ class Terminal:
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            expand=True,
         )
-        self._steps = self._progress.add_task("training", total=num_steps, completed=done, numbers="")
-        self._batches = self._progress.add_task("evaluating", total=1, numbers="", visible=False)
+        self._steps = self._progress.add_task("training", total=num_steps, completed=done)
+        self._batches = self._progress.add_task("evaluating", total=1, visible=False)
+        # Below the bar, so that both fit a terminal of 80 columns.
+        self._numbers = Text("compiling the first step", style="dim", overflow="ellipsis", no_wrap=True)
+        shown = Group(self._progress, self._numbers)
+        self._live = Live(shown, console=self._console, refresh_per_second=10) if self._console.is_terminal else None
 
     def __enter__(self) -> "Terminal":
         """Starts the bar."""
-        self._progress.start()
+        if self._live:
+            self._live.start()
         return self
 
     def __exit__(self, *problem: object) -> None:
         """Stops the bar and leaves it as it is."""
-        self._progress.stop()
+        if self._live:
+            self._live.stop()
 
     def say(self, text: str) -> None:
         """Prints one line above the bar."""
@@ -58,7 +65,8 @@ class Terminal:
             f"{ratio:.1f}x",
             f"{line['up_skipped'] + line['down_skipped']} skipped" if line["up_skipped"] + line["down_skipped"] else "",
         ]
-        self._progress.update(self._steps, completed=line["step"], numbers="  ".join(filter(None, numbers)))
+        self._progress.update(self._steps, completed=line["step"])
+        self._numbers.plain = "  ".join(filter(None, numbers))
 
     def evaluating(self, done: int, total: int) -> None:
         """Shows how far an evaluation is."""

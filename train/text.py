@@ -38,10 +38,10 @@ def duration(value: Any) -> str:
 
 
 def times(raw: Any, sent: Any = 1) -> str:
-    """Returns raw / sent as a ratio: '31.8×'."""
+    """Returns raw / sent as a ratio: '31.8x'."""
     if not is_number(raw) or not is_number(sent) or not sent or not math.isfinite(raw / sent):
         return MISSING
-    return f"{raw / sent:,.{1 if raw / sent < 100 else 0}f}×"
+    return f"{raw / sent:,.{1 if raw / sent < 100 else 0}f}x"
 
 
 def count(value: Any) -> str:

@@ -1,6 +1,7 @@
 import dataclasses
 import re
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -343,7 +344,7 @@ RANGES = [
     ("seed", 2**32, "a whole number in [0, 2**32)"),
     ("data.num_train", 0, "a number >= 1"),
     ("data.num_test", 0, "a number >= 1"),
-    ("model.width", 0, "a number >= 1"),
+    ("model.width", 0, "a number in [1, 65536]"),
     ("compress.up.max_rank", 0, "a number >= 1"),
     ("compress.down.max_rank", 0, "a number >= 1"),
     ("compress.up.energy", 0.0, "a number in (0, 1]"),
@@ -364,9 +365,9 @@ RANGES = [
     ("link.client_step_s", -1.0, "a number in [0, 1e9]"),
     ("link.server_step_s", -1.0, "a number in [0, 1e9]"),
     ("link.initial_mbps", 0.0, "a number in [1e-6, 1e9]"),
-    ("train.epochs", 0, "a number >= 1"),
-    ("train.steps", 0, "a number >= 1"),
-    ("train.batch_size", 0, "a number >= 1"),
+    ("train.epochs", 0, "a number in [1, 2**31)"),
+    ("train.steps", 0, "a number in [1, 2**31)"),
+    ("train.batch_size", 0, "a number in [1, 2**31)"),
     ("train.learning_rate", 0.0, "a number in (0, 1e30]"),
     ("train.warmup", -0.5, "a number in [0, 1)"),
     ("train.warmup", 1.0, "a number in [0, 1)"),
@@ -405,9 +406,30 @@ def test_the_ends_of_ranges_are_allowed(file, text):
     load(file(text))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"epochs": 0}, "train.epochs is 0; allowed: a number in [1, 2**31)."),
+        ({"steps": 10**11}, "train.steps is 100000000000; allowed: a number in [1, 2**31)."),
+        ({"batch_size": 64.5}, "train.batch_size is 64.5; allowed: a whole number."),
+        ({"steps": True}, "train.steps is True; allowed: a whole number."),
+        ({"epochs": None}, "train.epochs is None; allowed: a whole number."),
+        ({"optimizer": "lion"}, "train.optimizer is 'lion'; allowed: 'sgd', 'adam', 'adamw'."),
+        ({"dtype": "float16"}, "train.dtype is 'float16'; allowed: 'float32', 'bfloat16'."),
+    ],
+)
+def test_a_config_built_in_python_is_held_to_types_and_choices(wrong, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        Config(train=TrainConfig(**wrong))
+
+
+def test_a_run_dir_may_be_a_path():
+    assert Config(run_dir=Path("runs") / "mine").run_dir == str(Path("runs") / "mine")
+
+
 def test_a_config_built_in_python_is_held_to_the_ranges():
-    with pytest.raises(InputError, match=re.escape("train.epochs is 0; allowed: a number >= 1.")):
-        Config(train=TrainConfig(epochs=0))
+    with pytest.raises(InputError, match=re.escape("compress.up.factor_bits is 4.0; allowed: a value of type int.")):
+        Config(compress=CompressConfig(up=DirectionConfig(factor_bits=4.0)))
     with pytest.raises(InputError, match=re.escape("compress.down.factor_bits is 5; allowed: 4, 8, 16.")):
         Config(compress=CompressConfig(down=DirectionConfig(factor_bits=5)))
 

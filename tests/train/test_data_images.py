@@ -100,5 +100,5 @@ def test_missing_folders_and_classes_are_named(tmp_path):
 def test_without_pillow_the_extra_is_named(tmp_path, monkeypatch):
     write_images(tmp_path / "train", {"cat": 1}, (4, 4))
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(InputError, match=r"pillow is not installed; .*pip install 'nscjax\[images\]'"):
+    with pytest.raises(InputError, match=r"pillow is not installed; .*pip install -e '\.\[images\]'"):
         image_folder(tmp_path / "train")

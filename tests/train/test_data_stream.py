@@ -102,5 +102,5 @@ def test_bad_sizes_are_named(changed, message):
 
 def test_without_grain_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "grain", None)
-    with pytest.raises(InputError, match=r"grain is not installed; .*pip install 'nscjax\[stream\]'"):
+    with pytest.raises(InputError, match=r"grain is not installed; .*pip install -e '\.\[stream\]'"):
         batches(_X, _Y, seed=0, batch_size=5, num_steps=3)

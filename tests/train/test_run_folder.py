@@ -7,7 +7,7 @@ from nscjax.check import InputError
 from tests.train.runs import snapshot
 from train import config as configs
 from train import run_folder
-from train.config import Config, TrainConfig
+from train.config import Config, DataConfig, TrainConfig
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_resuming_wins_over_overwriting(config):
 def test_resuming_where_nothing_is_begins_anew(config):
     assert not run_folder.can_resume(resumed(config))
     folder = run_folder.claim(resumed(config))
-    assert configs.from_toml(folder / "config.toml") == resumed(config)
+    assert configs.from_toml(folder / "config.toml") == config
 
 
 def test_resuming_another_config_names_the_keys_that_differ(config):
@@ -206,8 +206,8 @@ def test_overwrite_takes_no_other_programs_files(config, tmp_path):
     folder = tmp_path / "run"
     (folder / "plots").mkdir(parents=True)
     (folder / "plots" / "thesis.pdf").write_text("mine")
-    for content in (None, "[tool]\nmine = true\n"):
-        if content:
+    for content in (None, "[tool]\nmine = true\n", "", "seed = 3\n"):
+        if content is not None:
             (folder / "config.toml").write_text(content)
         before = snapshot(folder)
         with pytest.raises(InputError, match=r"or one whose config\.toml a run wrote"):
@@ -221,3 +221,18 @@ def test_a_number_that_json_has_not_is_no_line(tmp_path):
         file.write({"loss": float("nan")})
     assert file.num_bytes() == 0
     file.close()
+
+
+def test_a_config_that_cannot_be_written_costs_no_earlier_run(config):
+    folder = run_folder.claim(config)
+    fill(folder)
+    before = snapshot(folder)
+    broken = dataclasses.replace(config, overwrite=True, data=DataConfig(dir="dat\udce4"))
+    with pytest.raises(UnicodeEncodeError):
+        run_folder.claim(broken)
+    assert snapshot(folder) == before
+
+
+def test_a_runs_config_does_not_say_how_it_was_made(config):
+    made = dataclasses.replace(resumed(config), overwrite=True, data=DataConfig(download=True))
+    assert configs.from_toml(run_folder.claim(made) / "config.toml") == config

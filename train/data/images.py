@@ -136,6 +136,6 @@ def _open(path: Path) -> Any:
     except ImportError as failure:
         raise InputError(
             "reading PNG and JPEG images was asked for, and pillow is not installed; allowed: with pillow. "
-            "Install it by `pip install 'nscjax[images]'`."
+            "Install it by `.venv/bin/pip install -e '.[images]'` in the project's folder."
         ) from failure
     return Image.open(path, formats=("PNG", "JPEG"))

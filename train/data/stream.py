@@ -108,6 +108,6 @@ def _grain() -> Any:
     except ImportError as failure:
         raise InputError(
             "streaming was asked for, and grain is not installed; allowed: with grain. "
-            "Install it by `pip install 'nscjax[stream]'`."
+            "Install it by `.venv/bin/pip install -e '.[stream]'` in the project's folder."
         ) from failure
     return grain
