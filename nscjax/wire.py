@@ -148,7 +148,9 @@ def _read_arrays(template: PyTree, body: bytes) -> PyTree:
         if end > len(body):
             raise WireError(f"frame's field {field.name} ends at byte {end} of the body; the body has {len(body)}")
         value = np.frombuffer(body[position:end], dtype).reshape(shape)
-        if jax.dtypes.issubdtype(dtype, np.floating) and not np.all(np.isfinite(value)):
+        with np.errstate(invalid="ignore"):  # signalling NaNs are found as well as quiet ones, and as silently
+            is_broken = jax.dtypes.issubdtype(dtype, np.floating) and not np.all(np.isfinite(value))
+        if is_broken:
             raise WireError(f"frame's field {field.name} holds non-finite numbers")
         if field.name == "rank" and not 0 <= int(value) <= _max_rank(template):
             raise WireError(f"frame's rank is {int(value)}; allowed: 0 to {_max_rank(template)}")

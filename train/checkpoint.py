@@ -80,7 +80,20 @@ def read_counts(folder: Path) -> dict[str, Any] | None:
     if not folder.is_dir():
         return None
     with ocp.CheckpointManager(folder.resolve()) as manager:
-        return None if manager.latest_step() is None else _read(manager, "counts", ocp.args.JsonRestore())
+        step = manager.latest_step()
+        if step is None:
+            return None
+        counts = _read(manager, "counts", ocp.args.JsonRestore())
+    try:
+        is_whole = counts["totals"]["steps"] == step and {*counts} == {"totals", "last_eval", "views"}
+    except (TypeError, KeyError):
+        is_whole = False
+    if not is_whole:
+        raise check.error(
+            "checkpoint", str(folder / str(step)), f"one that this run wrote after {step} steps",
+            "What it counts is something else. Remove it to go on from the one before.",
+        )  # fmt: skip
+    return counts
 
 
 def _read(manager: ocp.CheckpointManager, item: str, how: Any) -> Any:
@@ -132,13 +145,20 @@ def load_half(folder: Path, like: PyTree | None = None) -> tuple[tuple[PyTree, P
     """
     if not (folder / "about").is_dir():
         raise check.error(
-            "folder of a trained half", str(folder), "a folder written by save_half, such as halves/client"
-        )
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        items = ocp.args.Composite(half=ocp.args.StandardRestore(), about=ocp.args.JsonRestore())
-        found = checkpointer.restore(folder.resolve(), args=items)
-    restored = jax.tree.map(np.asarray, found["half"])
-    half = restored["params"], restored.get("state", {})
+            "folder of a trained half", str(folder), "halves/client or halves/server of a finished run",
+            "Give the run_dir of a run that came to its end.",
+        )  # fmt: skip
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            items = ocp.args.Composite(half=ocp.args.StandardRestore(), about=ocp.args.JsonRestore())
+            found = checkpointer.restore(folder.resolve(), args=items)
+        restored = jax.tree.map(np.asarray, found["half"])
+        half = restored["params"], restored.get("state", {})
+    except (ValueError, KeyError, OSError, TypeError) as problem:
+        raise check.error(
+            "trained half", str(folder), "one that a run wrote",
+            f"It cannot be read: {str(problem)[:200]}. Make the run again.",
+        ) from problem  # fmt: skip
     if like is None:
         return half, found["about"]
     leaves, names = _by_name(half), list(_by_name(like))

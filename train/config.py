@@ -54,10 +54,10 @@ class ModelConfig:
     """The network and where it is cut; its input shape and number of classes come from the data.
 
     Attributes:
-        name: the network.
+        name: the network: `mlp`, `cnn`, `resnet8`, `resnet18`, `resnet34` or `vit`.
         width: channels (or features) of its first stage, 1 to 65536.
-        cut: the stage that is the client's last.
-        norm: the normalisation layer.
+        cut: the stage that is the client's last; a wrong one is answered with the network's stages.
+        norm: the normalisation layer, `batch` or `group`.
     """
 
     name: str = "resnet8"
@@ -71,7 +71,7 @@ class DirectionConfig:
     """How one direction of the cut is compressed: `up` the activations, `down` their gradients.
 
     Attributes:
-        method: the compressor; a key that it does not use is ignored and named in the log.
+        method: the compressor, `nsc_sl` or `identity`; a key that it does not use is ignored and named in the log.
         max_rank: most components that one message carries, at least 1.
         energy: share of the squared norm that the components sent must hold, in (0, 1].
         factor_bits: bits of one entry of a factor.
@@ -123,7 +123,7 @@ class LinkConfig:
         deadline_s: seconds that one message may take, above 0: sets its budget; by default no deadline.
         client_step_s: seconds the client computes in one step, at least 0.
         server_step_s: seconds the server computes in one step, at least 0.
-        estimator: how the bandwidth is estimated from past transfers.
+        estimator: how the bandwidth is estimated from past transfers: `ewma`, `harmonic` or `quantile`.
         initial_mbps: the estimate before the first transfer in Mbit/s, 1e-6 to 1e9.
     """
 

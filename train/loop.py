@@ -100,6 +100,8 @@ def fit(
     run_folder.require_free(config)
     check_split("train", dataset.x_train, dataset.y_train, dataset.num_classes)
     check_split("test", dataset.x_test, dataset.y_test, dataset.num_classes)
+    if dataset.x_test.shape[1:] != dataset.x_train.shape[1:]:
+        raise check.error("the shape of a sample of x_test", dataset.x_test.shape[1:], f"{dataset.x_train.shape[1:]}")
     calendar = _calendar(config, dataset)
     about: dict[str, Any] = {}
     if model is None:
@@ -142,7 +144,7 @@ def fit(
             state = _train(state, advance, score, save, calendar, log, signals)
         except journal.Broken as broken:
             raise check.InputError(
-                f"step {log.totals.steps + 1}: {broken} not finite. The last good state, after step "
+                f"step {log.totals.steps + 1}: not finite: {broken}. The last good state, after step "
                 f"{log.totals.steps}, is in {folder / 'checkpoints'}. A lower train.learning_rate or a longer "
                 "train.warmup is the usual cure; it needs a run_dir of its own."
             ) from None

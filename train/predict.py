@@ -49,6 +49,8 @@ def client(
     def checked(x):
         if x.shape[1:] != shape:
             raise check.error("shape of a sample", x.shape[1:], f"{shape}, as in training")
+        if len(x) == 0:
+            raise check.error("number of samples", 0, "at least 1")
         if is_image and x.dtype != np.uint8:
             raise check.error("type of the images", str(x.dtype), "uint8", "Scale them to 0..255 and convert them.")
         return apply(x)
@@ -79,6 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prints a class number for every image; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        if {"-h", "--help"} & set(words):
+            print(__doc__)
+            return 0
         if len(words) != 2:
             raise check.error("command line", " ".join(words), "RUN_DIR IMAGES.npy")
         images = stream.memory_map(words[1])
@@ -88,7 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for start in range(0, len(images), BATCH_SIZE):
             logits = server_half(client_half(jnp.asarray(images[start : start + BATCH_SIZE])))
             print("\n".join(str(label) for label in np.argmax(logits, axis=-1)))
-    except check.InputError as problem:
+    except BrokenPipeError:  # whoever reads has enough
+        sys.stdout = None
+    except (check.InputError, OSError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     return 0

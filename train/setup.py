@@ -75,6 +75,7 @@ def set_up(
         can_flip=can_flip(dataset.name),
     )
     ids = np.asarray(epoch_order(epoch_key(config.seed, 0), len(dataset.x_train)))[: config.train.batch_size]
+    _check_logits(model, inputs, client, server, dataset.x_train[ids], dataset.num_classes)
     crossed = crossing(model, inputs, client, server, dataset.x_train[ids], dataset.y_train[ids])
     examples = dict(zip(("up", "down"), crossed))
     spec = jax.ShapeDtypeStruct(examples["up"].shape, examples["up"].dtype)
@@ -100,6 +101,20 @@ def set_up(
         key=jax.random.key(config.seed),
     )
     return setup, spec, {"up": up.settings, "down": down.settings}
+
+
+def _check_logits(
+    model: split.SplitModel, inputs: states.Inputs, client: Half, server: Half, x: np.ndarray, num_classes: int
+) -> None:
+    """Raises an `InputError` unless the server's half gives a number for each sample and class."""
+
+    def logits_of(client: Half, server: Half, x: Array) -> Array:
+        smashed, _ = model.client(*client, inputs.normalise(x), True)
+        return model.server(*server, smashed, True)[0]
+
+    logits = jax.eval_shape(logits_of, client, server, x)
+    if logits.shape != (len(x), num_classes):
+        raise check.error("shape of the server's logits", logits.shape, f"{(len(x), num_classes)}: batch, classes")
 
 
 def crossing(

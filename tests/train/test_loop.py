@@ -3,6 +3,7 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import json
 import signal
 import subprocess
 import sys
@@ -397,16 +398,30 @@ def newest(run_dir):
     return found["state"], found["counts"]
 
 
-@pytest.mark.parametrize(("x", "tensor"), [
-    (np.nan, "activations of the cut"), (np.inf, "client's gradients"),
+BAD_SAMPLE = 1000.0
+"""One input of this size makes the models below go wrong; what is given to `fit` itself must be finite."""
+
+
+def nan_at_the_bad_sample(params, x):
+    return jnp.where(jnp.max(x) == BAD_SAMPLE, jnp.nan, 0.0)
+
+
+def nan_gradient_at_the_bad_sample(params, x):
+    return jnp.sqrt(jnp.where(jnp.max(x) == BAD_SAMPLE, 0 * jnp.sum(params["b"]), 1.0))
+
+
+@pytest.mark.parametrize(("extra", "tensor"), [
+    (nan_at_the_bad_sample, "activations of the cut"), (nan_gradient_at_the_bad_sample, "client's gradients"),
 ])  # fmt: skip
-def test_numbers_that_are_not_finite_end_a_run_after_a_checkpoint(tmp_path, x, tensor):
+def test_numbers_that_are_not_finite_end_a_run_after_a_checkpoint(tmp_path, extra, tensor):
     dataset = own_dataset()
-    dataset.x_train[29, 2] = x
+    dataset.x_train[29, 2] = BAD_SAMPLE
+    whole, *halves = own_model()
+    model = whole._replace(client_apply=lambda params, x: whole.client_apply(params, x) + extra(params, x))
     config = own_config(tmp_path / "run")
     with pytest.raises(InputError) as caught:
-        loop.fit(config, dataset, *own_model())
-    assert f"{tensor} not finite. The last good state, after step" in str(caught.value)
+        loop.fit(config, dataset, model, *halves)
+    assert f"not finite: {tensor}. The last good state, after step" in str(caught.value)
     state, counts = newest(tmp_path / "run")
     last_good = counts["totals"]["steps"]
     assert str(caught.value).startswith(f"step {last_good + 1}: ")
@@ -417,11 +432,48 @@ def test_numbers_that_are_not_finite_end_a_run_after_a_checkpoint(tmp_path, x, t
     # It can be resumed, and then fails at the same step: the data have not changed.
     resumed = dataclasses.replace(config, train=dataclasses.replace(config.train, resume=True))
     with pytest.raises(InputError) as again:
-        loop.fit(resumed, dataset, *own_model())
+        loop.fit(resumed, dataset, model, *halves)
     assert str(again.value) == str(caught.value)
     # With the number put right it goes on to the end.
     dataset.x_train[29, 2] = 0
-    assert loop.fit(resumed, dataset, *own_model()).summary["steps"] == NUM_STEPS
+    assert loop.fit(resumed, dataset, model, *halves).summary["steps"] == NUM_STEPS
+
+
+def _wrong(field, change):
+    dataset = own_dataset()
+    return dataset._replace(**{field: change(np.array(getattr(dataset, field)))})
+
+
+def _with_nan(x):
+    x[5, 1] = np.nan
+    return x
+
+
+@pytest.mark.parametrize(("dataset", "message"), [
+    (_wrong("x_train", _with_nan), "sample 5 of x_train is 'not finite'; allowed: finite numbers."),
+    (_wrong("x_test", _with_nan), "sample 5 of x_test is 'not finite'"),
+    (_wrong("x_test", lambda x: x[:, :3]), "the shape of a sample of x_test is (3,); allowed: (4,)."),
+    (_wrong("x_test", lambda x: x[:0]), "the number of samples in x_test is 0; allowed: at least 1."),
+    (_wrong("y_train", lambda y: y - 1), "a label in y_train is -1; allowed: 0 to 2."),
+    (_wrong("y_train", lambda y: y[:, None]), "the shape of y_train is"),
+    (own_dataset()._replace(num_classes=4), "shape of the server's logits is (8, 3); allowed: (8, 4)"),
+])  # fmt: skip
+def test_arrays_that_do_not_fit_are_refused_before_anything_is_written(tmp_path, dataset, message):
+    with pytest.raises(InputError) as caught:
+        loop.fit(own_config(tmp_path / "run"), dataset, *own_model())
+    assert message in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("found", [[], {"totals": {"steps": 9999}, "last_eval": {}, "views": {}}, {"totals": {}}])
+def test_a_checkpoint_that_counts_something_else_is_refused(tmp_path, found):
+    config = own_config(tmp_path / "run", steps=4, checkpoint_every=4)
+    loop.fit(config, own_dataset(), *own_model())
+    (tmp_path / "run" / "report.html").unlink()
+    (tmp_path / "run" / "checkpoints" / "4" / "counts" / "metadata").write_text(json.dumps(found))
+    resumed = dataclasses.replace(config, train=dataclasses.replace(config.train, resume=True))
+    with pytest.raises(InputError, match=r"one that this run wrote after 4 steps.*Remove it"):
+        loop.fit(resumed, own_dataset(), *own_model())
 
 
 @pytest.mark.parametrize("learning_rate", ["1e10", "1e30"])

@@ -42,9 +42,14 @@ def check_labels(name: str, labels: np.ndarray, num_images: int, num_classes: in
 
 
 def check_split(name: str, inputs: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
-    """Raises an `InputError` unless there are inputs, of any kind, with a label in 0..num_classes-1 for each."""
+    """Raises an `InputError` unless there are finite inputs, with one label in 0..num_classes-1 for each."""
     if len(inputs) < 1:
         raise error(f"the number of samples in x_{name}", len(inputs), "at least 1")
+    if np.issubdtype(inputs.dtype, np.floating) and not np.isfinite(inputs).all():
+        wrong = int(np.argmin(np.isfinite(inputs).reshape(len(inputs), -1).all(axis=1)))
+        raise error(f"sample {wrong} of x_{name}", "not finite", "finite numbers")
+    if labels.ndim != 1:
+        raise error(f"the shape of y_{name}", labels.shape, f"[{len(inputs)}], one class number for each sample")
     check_labels(f"y_{name}", labels, len(inputs), num_classes)
 
 
