@@ -7,7 +7,7 @@ import pytest
 
 from nscjax import cut
 from tests.train import runs
-from train import main
+from train import main, predict, report
 
 README = (runs.ROOT / "README.md").read_text()
 MAKEFILE = (runs.ROOT / "Makefile").read_text()
@@ -25,6 +25,7 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
+MAIN = "train/main.py"
 COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]
 
 
@@ -38,6 +39,7 @@ def folder(tmp_path_factory):
     """A working folder in which the README's commands find what they name."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "configs").symlink_to(runs.ROOT / "configs")
+    np.save(folder / "images.npy", np.zeros((3, 8, 8, 1), np.uint8))
     runs.write_npz(folder / "made.npz", runs.made_dataset(32, 3, 16, 10, num_classes=10))
     with runs.quick_compilation(tmp_path_factory.getbasetemp() / "compiled"):
         yield folder
@@ -77,7 +79,9 @@ def test_the_makefile_has_its_targets(target):
 
 
 # In the order of the README: a run is resumed that was made before.
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command != "make test"])
+@pytest.mark.parametrize(
+    "command", [command for command in COMMANDS if command.startswith("make demo") or MAIN in command]
+)
 def test_a_command_runs(command, capsys):
     words = words_of(command)
     if "--help" in words:
@@ -94,6 +98,15 @@ def test_a_command_runs(command, capsys):
         assert re.fullmatch(r"report: runs/\w+/report\.html", last)
 
 
+@pytest.mark.parametrize("command", [command for command in COMMANDS if " -m train." in command])
+def test_a_command_on_a_finished_run_works(command, capsys):
+    program, _, module, *words = shlex.split(command)
+    assert program == ".venv/bin/python"
+    assert {"train.report": report.main, "train.predict": predict.main}[module](words) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == (3 if module == "train.predict" else 1)
+
+
 NAMES = {}  # the README's blocks share their names, from the first to the last
 
 
@@ -108,6 +121,7 @@ def test_a_block_of_python_runs(number, folder):
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((NAMES["loss"], NAMES["grads"])))
     elif number == 2:
         assert NAMES["fitted"].exit_code == 0
+        assert NAMES["fitted"].summary["accuracy"] > 0.9
         assert (folder / "runs" / "mine" / "report.html").exists()
     else:
         assert NAMES["logits"].shape == (5, 10)

@@ -30,7 +30,7 @@ class DataConfig:
     """What is learned from.
 
     Attributes:
-        name: the data set; `npz` and `image_folder` are your own.
+        name: `digits`, `mnist`, `fashion_mnist`, `cifar10`, or your own images as `npz` or `image_folder`.
         dir: its folder (for `npz` the file; `digits` needs none); by default `data/NAME` under the working folder.
         num_train: use only so many training samples, at least 1; by default all.
         num_test: use only so many test samples, at least 1; by default all.
@@ -40,7 +40,7 @@ class DataConfig:
             on the device; the batches are the same.
     """
 
-    name: Literal["digits", "mnist", "fashion_mnist", "cifar10", "npz", "image_folder"] = "digits"
+    name: str = "digits"
     dir: str | None = None
     num_train: int | None = None
     num_test: int | None = None

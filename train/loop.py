@@ -4,6 +4,7 @@
 before the next one is under way: it reads the metrics of step n after it has sent off step n + 1.
 """
 
+import dataclasses
 import functools
 import json
 import signal
@@ -86,7 +87,8 @@ def fit(
     """Trains a split model on a data set, into `config.run_dir`.
 
     Args:
-        config: of the run. With your own model `config.model` is not used, nor is `config.data` but for `augment`.
+        config: of the run. Your own data and model stand in for `config.data` (but for `augment`) and `config.model`:
+            the run folder's `config.toml` names the data set given, and the model "own".
         dataset: training and test arrays; inputs that are not uint8 images are taken as they are.
         model: your own two halves; by default the network that the config names.
         client: with `model`, the half's (params, running state) to start from; the state is () if it has none.
@@ -97,6 +99,7 @@ def fit(
         InputError: config, data and model do not fit together, the run folder holds another run, or a number was not
             finite (after a checkpoint of the last good state).
     """
+    config = _as_given(config, dataset, model)
     run_folder.require_free(config)
     check_split("train", dataset.x_train, dataset.y_train, dataset.num_classes)
     check_split("test", dataset.x_test, dataset.y_test, dataset.num_classes)
@@ -107,8 +110,7 @@ def fit(
     if model is None:
         model, client, server = network(config, dataset)
         about = {"architecture": architecture_of(config, dataset)}
-    if client is None or server is None:
-        raise check.error("client and server", None, "(params, state) of each half", "Your own model brings its own.")
+    client, server = _half("client", client), _half("server", server)
     saved = Path(config.run_dir) / "checkpoints"
     counts = checkpoint.read_counts(saved) if run_folder.can_resume(config) else None
     done = counts["totals"]["steps"] if counts else 0
@@ -155,6 +157,26 @@ def fit(
         page = _publish(folder, fitted, {**about, **_inputs_of(setup.inputs, dataset)})
     terminal.finished(fitted.summary, page)
     return fitted
+
+
+def _as_given(config: Config, dataset: Dataset, model: split.SplitModel | None) -> Config:
+    """Returns the config with the data set's name, and the model's if it is one of the caller's own."""
+    data = dataclasses.replace(config.data, name=dataset.name)
+    named = config.model if model is None else dataclasses.replace(config.model, name="own", cut="own")
+    return dataclasses.replace(config, data=data, model=named)
+
+
+def _half(name: str, half: Any) -> Half:
+    """Returns a half's (params, running state) with arrays for leaves."""
+    try:
+        params, state = half
+    except (TypeError, ValueError):
+        raise check.error(
+            name,
+            half if half is None else type(half).__name__,
+            "(params, running state); the state is () if it has none",
+        ) from None
+    return jax.tree.map(jnp.asarray, (params, state))
 
 
 def _publish(folder: Path, fitted: Fitted, about: dict[str, Any]) -> Path:

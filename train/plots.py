@@ -304,7 +304,8 @@ _FORMATTERS: dict[Unit, ticker.Formatter] = {
 
 
 def _ticks(unit: Unit) -> ticker.Locator:
-    return ticker.MaxNLocator(5, steps=[1, 2, 5, 10], min_n_ticks=3, integer=unit == "whole")
+    is_whole = unit == "whole"  # then one tick will do where more would be fractions
+    return ticker.MaxNLocator(5, steps=[1, 2, 5, 10], min_n_ticks=1 if is_whole else 3, integer=is_whole)
 
 
 def thin(x: np.ndarray, y: np.ndarray, most: int = MOST_POINTS) -> tuple[np.ndarray, np.ndarray]:

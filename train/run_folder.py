@@ -25,7 +25,7 @@ def require_free(config: Config) -> None:
     Called before anything is read or written: bad input must cost neither time nor an earlier run.
     """
     folder = Path(config.run_dir)
-    if not config.run_dir:
+    if not config.run_dir or "\0" in config.run_dir:
         raise check.error("run_dir", config.run_dir, "the path of a folder")
     if folder.exists() and not folder.is_dir():
         raise check.error("run_dir", config.run_dir, "a folder, or a path where one can be made")

@@ -75,7 +75,7 @@ def set_up(
         can_flip=can_flip(dataset.name),
     )
     ids = np.asarray(epoch_order(epoch_key(config.seed, 0), len(dataset.x_train)))[: config.train.batch_size]
-    _check_logits(model, inputs, client, server, dataset.x_train[ids], dataset.num_classes)
+    _check_halves(model, inputs, client, server, dataset.x_train[ids], dataset.num_classes)
     crossed = crossing(model, inputs, client, server, dataset.x_train[ids], dataset.y_train[ids])
     examples = dict(zip(("up", "down"), crossed))
     spec = jax.ShapeDtypeStruct(examples["up"].shape, examples["up"].dtype)
@@ -103,18 +103,28 @@ def set_up(
     return setup, spec, {"up": up.settings, "down": down.settings}
 
 
-def _check_logits(
+def _check_halves(
     model: split.SplitModel, inputs: states.Inputs, client: Half, server: Half, x: np.ndarray, num_classes: int
 ) -> None:
-    """Raises an `InputError` unless the server's half gives a number for each sample and class."""
+    """Raises an `InputError` unless one array crosses the cut and gives a number for each sample and class."""
 
-    def logits_of(client: Half, server: Half, x: Array) -> Array:
-        smashed, _ = model.client(*client, inputs.normalise(x), True)
+    def forward(client: Half, x: Array) -> Array:
+        return model.client(*client, inputs.normalise(x), True)[0]
+
+    def logits_of(server: Half, smashed: Array) -> Array:
         return model.server(*server, smashed, True)[0]
 
-    logits = jax.eval_shape(logits_of, client, server, x)
-    if logits.shape != (len(x), num_classes):
-        raise check.error("shape of the server's logits", logits.shape, f"{(len(x), num_classes)}: batch, classes")
+    smashed = jax.eval_shape(forward, client, x)
+    found = jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", smashed)
+    is_array = isinstance(smashed, jax.ShapeDtypeStruct) and jnp.issubdtype(smashed.dtype, jnp.floating)
+    if not is_array or smashed.ndim < 2 or smashed.shape[0] != len(x) or smashed.size == 0:
+        raise check.error(
+            "activations of the cut", found, f"one array of floats [{len(x)}, ...], batch first, not empty"
+        )
+    logits = jax.eval_shape(logits_of, server, smashed)
+    if getattr(logits, "shape", None) != (len(x), num_classes):
+        found = jax.tree.map(lambda leaf: leaf.shape, logits)
+        raise check.error("shape of the server's logits", found, f"{(len(x), num_classes)}: batch, classes")
 
 
 def crossing(

@@ -331,7 +331,6 @@ def test_a_wrong_type_in_the_file(file, key, given, allowed):
         ("overwrite", "1", "true or false"),
         ("train.optimizer", "adm", "'sgd', 'adam', 'adamw'. Did you mean 'adam'?"),
         ("compress.down.factor_bits", "5", "4, 8, 16"),
-        ("data.name", "cifar", "'digits', 'mnist', 'fashion_mnist', 'cifar10'"),
     ],
 )
 def test_a_wrong_type_on_the_command_line(file, key, word, allowed):

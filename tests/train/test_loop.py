@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from nscjax import compress, wire
+from nscjax import compress, split, wire
 from nscjax.check import InputError
 from tests.train import runs
 from tests.train.runs import ROOT, count_compilations, lines, made_folder, own_config, own_dataset, own_model, snapshot
@@ -336,7 +336,7 @@ def test_ones_own_model_learns(own):
 
 
 def test_ones_own_model_needs_its_halves(tmp_path):
-    with pytest.raises(InputError, match=r"client and server is None; allowed: .* of each half\."):
+    with pytest.raises(InputError, match=r"client is None; allowed: \(params, running state\)"):
         loop.fit(own_config(tmp_path / "run"), own_dataset(), own_model()[0])
     assert not (tmp_path / "run").exists()
 
@@ -463,6 +463,45 @@ def test_arrays_that_do_not_fit_are_refused_before_anything_is_written(tmp_path,
         loop.fit(own_config(tmp_path / "run"), dataset, *own_model())
     assert message in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+CUTS = [
+    (lambda x: {"a": x}, "activations of the cut is {'a': 'float32[8, 4]'}; allowed: one array of floats [8, ...]"),
+    (lambda x: (x > 0).astype(jnp.int32), "activations of the cut is 'int32[8, 4]'"),
+    (lambda x: x + 1j, "activations of the cut is 'complex64[8, 4]'"),
+    (lambda x: x[:, :0], "activations of the cut is 'float32[8, 0]'"),
+    (lambda x: x.sum(), "activations of the cut is 'float32[]'"),
+    (lambda x: x.T, "activations of the cut is 'float32[4, 8]'"),
+]
+
+
+@pytest.mark.parametrize(("client_apply", "message"), CUTS)
+def test_a_cut_that_is_not_one_array_of_floats_is_refused(tmp_path, client_apply, message):
+    model = split.SplitModel(lambda params, x: client_apply(x), lambda params, smashed: smashed)
+    with pytest.raises(InputError) as caught:
+        loop.fit(own_config(tmp_path / "run"), own_dataset(), model, ((), ()), ((), ()))
+    assert message in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("client", [None, {"w": 1, "b": 2, "c": 3}, jnp.ones((4, 6))])
+def test_a_half_without_its_state_is_refused(tmp_path, client):
+    model, _, server = own_model()
+    with pytest.raises(InputError, match=r"client is .*; allowed: \(params, running state\); the state is \(\) if it"):
+        loop.fit(own_config(tmp_path / "run"), own_dataset(), model, client, server)
+
+
+def test_parameters_may_be_numbers_of_python(tmp_path):
+    model = split.SplitModel(lambda params, x: params["scale"] * x, lambda params, smashed: smashed @ params)
+    client, server = ({"scale": 0.5}, ()), (np.ones((4, 3), np.float32), ())
+    assert loop.fit(own_config(tmp_path / "run"), own_dataset(), model, client, server).exit_code == 0
+
+
+def test_the_run_folder_names_data_and_model_of_your_own(tmp_path):
+    loop.fit(own_config(tmp_path / "run", steps=2), own_dataset()._replace(name="mine"), *own_model())
+    written = configs.from_toml(tmp_path / "run" / "config.toml")
+    assert (written.data.name, written.model.name, written.model.cut) == ("mine", "own", "own")
+    assert "mine · own ·" in (tmp_path / "run" / "report.html").read_text()
 
 
 @pytest.mark.parametrize("found", [[], {"totals": {"steps": 9999}, "last_eval": {}, "views": {}}, {"totals": {}}])

@@ -189,3 +189,12 @@ def test_small_differences_of_accuracy_look_small(accuracy):
     low, high = plots._draw(plot, plots.THEMES["light"]).axes[0].get_ylim()
     assert 0 <= low <= accuracy <= high <= 1
     assert high - low >= 0.0249
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (1, 1), (0, 3), (4, 20_000)])
+def test_whole_numbers_have_whole_ticks(low, high):
+    series = [plots.Series("rank", np.arange(2.0), np.array([low, high]), "ink")]
+    figure = plots._draw(plots.Plot("p", "", "", [plots.Panel("rank", series, "whole")]), plots.THEMES["light"])
+    ticks = figure.axes[0].yaxis.get_majorticklocs()
+    assert len(ticks) > 0
+    np.testing.assert_array_equal(ticks, np.round(ticks))

@@ -144,8 +144,9 @@ def test_a_file_is_no_run_folder(config, tmp_path):
 def test_a_run_folder_has_a_name(config, tmp_path, monkeypatch):
     # The default of a config made in Python; as a path it would be the working folder.
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="run_dir is ''; allowed: the path of a folder"):
-        run_folder.claim(dataclasses.replace(config, run_dir=""))
+    for given in ("", "a\0b"):
+        with pytest.raises(InputError, match=r"run_dir is '.*'; allowed: the path of a folder"):
+            run_folder.claim(dataclasses.replace(config, run_dir=given))
     assert list(tmp_path.iterdir()) == []
 
 
