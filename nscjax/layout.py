@@ -8,8 +8,9 @@ The layout is a fact about the class, so that the length of a frame is known ins
 
 The header is a msgpack list: every static field, then (dtype code, *shape) of every array. A field made by `ranked`
 has the rank as its leading axis; on the device it is padded to the largest rank, on the wire it is cut to the `rank`
-of the payload, which is an ordinary int32 field that stands before it. With `rank` 0 only the header and the fixed
-fields are left.
+of the payload, which is an ordinary int32 field that stands before it. What the rank counts is the method's affair:
+components, bit planes, entries a sample; a field made by `doubling` has 2**rank rows, as a codebook does. With `rank` 0
+only the header and the fixed fields are left.
 """
 
 import dataclasses
@@ -52,12 +53,19 @@ PAYLOADS: dict[int, type] = {}
 
 def array() -> Any:
     """Returns a dataclass field for an array that crosses whole."""
-    return dataclasses.field(metadata={"ranked": False})
+    return dataclasses.field(metadata={})
 
 
 def ranked() -> Any:
     """Returns a dataclass field for an array whose leading axis is cut to the payload's `rank` on the wire."""
-    return dataclasses.field(metadata={"ranked": True})
+    return dataclasses.field(metadata={"rows": lambda rank: rank, "top": lambda rows: rows})
+
+
+def doubling() -> Any:
+    """Returns a dataclass field for an array cut to 2**rank rows on the wire, to none at rank 0."""
+    return dataclasses.field(
+        metadata={"rows": lambda rank: (1 << rank) * (rank > 0), "top": lambda rows: max(rows, 1).bit_length() - 1}
+    )
 
 
 def static() -> Any:
@@ -110,6 +118,12 @@ def header(payload: PyTree) -> bytes:
     return msgpack.packb(entries)
 
 
+def max_rank(payload: PyTree) -> int:
+    """Returns the largest rank that the padded arrays of `payload` have room for; 0 for a payload without rank."""
+    tops = [field.metadata["top"](spec.shape[0]) for field, spec in array_specs(payload) if "top" in field.metadata]
+    return min(tops, default=0)
+
+
 def frame_bytes(payload: PyTree, rank: int = 0) -> int:
     """Returns the length in bytes of the frame of a payload like this one, at `rank`; known when tracing.
 
@@ -117,34 +131,37 @@ def frame_bytes(payload: PyTree, rank: int = 0) -> int:
         payload: a payload of arrays or of `jax.ShapeDtypeStruct`s: only its layout counts.
         rank: how many rows of the ranked fields cross.
     """
-    fixed, per_rank = _bytes_fixed_and_per_rank(payload)
-    return fixed + rank * per_rank
+    return int(_length(payload, rank))
 
 
 def num_bytes(payload: PyTree) -> Array:
     """Returns the exact length in bytes of the frame of `payload`, an int32 scalar; may be traced."""
-    fixed, per_rank = _bytes_fixed_and_per_rank(payload)
-    rank = payload.rank if per_rank else 0
-    return fixed + jnp.asarray(rank, jnp.int32) * per_rank
+    return jnp.asarray(_lengths(payload))[getattr(payload, "rank", 0)]
 
 
 def affordable_rank(payload: PyTree, budget_bytes: Array | int) -> Array:
-    """Returns the most components whose frame fits `budget_bytes`, an int32 scalar >= 0; may be traced.
+    """Returns the largest rank whose frame fits `budget_bytes`, an int32 scalar >= 0; may be traced.
 
     Args:
         payload: a payload with ranked fields, of arrays or of `jax.ShapeDtypeStruct`s: only its layout counts.
         budget_bytes: the largest frame allowed, header included.
     """
-    fixed, per_rank = _bytes_fixed_and_per_rank(payload)
     budget_bytes = min(budget_bytes, MAX_BYTES) if isinstance(budget_bytes, int) else budget_bytes
-    return jnp.maximum((jnp.asarray(budget_bytes, jnp.int32) - fixed) // per_rank, 0)
+    is_affordable = jnp.asarray(_lengths(payload)) <= jnp.asarray(budget_bytes, jnp.int32)
+    return jnp.maximum(jnp.sum(is_affordable, dtype=jnp.int32) - 1, 0)
 
 
-def _bytes_fixed_and_per_rank(payload: PyTree) -> tuple[int, int]:
-    fixed, per_rank = PREFIX_BYTES + len(header(payload)) + CHECKSUM_BYTES, 0
+def _lengths(payload: PyTree) -> np.ndarray:
+    """Returns the lengths of the frames of rank 0, 1, ... that an int32 can count."""
+    lengths = _length(payload, np.arange(max_rank(payload) + 1))
+    return lengths[lengths <= MAX_BYTES].astype(np.int32)
+
+
+def _length(payload: PyTree, rank: Any) -> Any:
+    """Returns the length of a frame of `rank`, or those of an array of ranks."""
+    length = PREFIX_BYTES + len(header(payload)) + CHECKSUM_BYTES + 0 * rank
     for field, spec in array_specs(payload):
-        if field.metadata["ranked"]:
-            per_rank += math.prod(spec.shape[1:]) * np.dtype(spec.dtype).itemsize
-        else:
-            fixed += math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
-    return fixed, per_rank
+        is_ranked = "rows" in field.metadata
+        rows, row_shape = (field.metadata["rows"](rank), spec.shape[1:]) if is_ranked else (1, spec.shape)
+        length = length + rows * (math.prod(row_shape) * np.dtype(spec.dtype).itemsize)
+    return length

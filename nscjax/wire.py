@@ -39,8 +39,8 @@ def encode(payload: PyTree) -> bytes:
     values = jax.device_get(payload)
     for field in layout.array_fields(type(payload)):
         value = np.asarray(getattr(values, field.name))
-        if field.metadata["ranked"]:
-            value = value[: int(values.rank)]
+        if "rows" in field.metadata:
+            value = value[: field.metadata["rows"](int(values.rank))]
         parts.append(value.tobytes())
     body = b"".join(parts)
     return body + zlib.crc32(body).to_bytes(layout.CHECKSUM_BYTES, "little")
@@ -139,10 +139,10 @@ def _is_size(item: Any) -> bool:
 def _read_arrays(template: PyTree, body: bytes) -> PyTree:
     """Returns `template` with its arrays read from `body`, which must have exactly their bytes."""
     arrays: dict[str, np.ndarray] = {}
-    position = 0
+    position, most = 0, layout.max_rank(template)
     for field, spec in layout.array_specs(template):
-        is_ranked = field.metadata["ranked"]
-        shape = (int(arrays["rank"]), *spec.shape[1:]) if is_ranked else spec.shape
+        is_ranked = "rows" in field.metadata
+        shape = (field.metadata["rows"](int(arrays["rank"])), *spec.shape[1:]) if is_ranked else spec.shape
         dtype = np.dtype(spec.dtype)
         end = position + math.prod(shape) * dtype.itemsize
         if end > len(body):
@@ -152,15 +152,11 @@ def _read_arrays(template: PyTree, body: bytes) -> PyTree:
             is_broken = jax.dtypes.issubdtype(dtype, np.floating) and not np.all(np.isfinite(value))
         if is_broken:
             raise WireError(f"frame's field {field.name} holds non-finite numbers")
-        if field.name == "rank" and not 0 <= int(value) <= _max_rank(template):
-            raise WireError(f"frame's rank is {int(value)}; allowed: 0 to {_max_rank(template)}")
+        if field.name == "rank" and not 0 <= int(value) <= most:
+            raise WireError(f"frame's rank is {int(value)}; allowed: 0 to {most}")
         if is_ranked:
             value = np.concatenate([value, np.zeros((spec.shape[0] - shape[0], *spec.shape[1:]), spec.dtype)])
         arrays[field.name], position = value, end
     if position != len(body):
         raise WireError(f"frame's body has {len(body)} bytes; its fields take {position}")
     return dataclasses.replace(template, **arrays)
-
-
-def _max_rank(template: PyTree) -> int:
-    return min(spec.shape[0] for field, spec in layout.array_specs(template) if field.metadata["ranked"])

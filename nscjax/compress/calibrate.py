@@ -72,4 +72,4 @@ def reachable_rank(compressor: Compressor, spec: jax.ShapeDtypeStruct, budget_by
     enc, _ = jax.eval_shape(compressor.init, jax.random.key(0), spec)
     side = SideInfo(key=jax.random.key(0), budget_bytes=budget_bytes)
     payload, _ = jax.eval_shape(compressor.compress, spec, enc, side)
-    return max(1, min(int(layout.affordable_rank(payload, budget_bytes)), payload.scale.shape[0]))
+    return max(1, int(layout.affordable_rank(payload, budget_bytes)))

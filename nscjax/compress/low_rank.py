@@ -135,7 +135,7 @@ def low_rank(
         peak = jnp.max(jnp.abs(matrix))
         matrix = jax.lax.optimization_barrier(matrix / jnp.where(peak > 0, peak, 1.0))
         rows, energies = linalg.subspace_iteration(matrix, enc_state.basis, side.key, iterations)
-        affordable = jnp.minimum(layout.affordable_rank(template, side.budget_bytes), top)
+        affordable = layout.affordable_rank(template, side.budget_bytes)
         rank = rank_rule(energies[:top], linalg.energy(matrix), affordable)
         factors, images = _quantised_factors(matrix, rows, rank, top, factor_bits, refits)
         payload = dataclasses.replace(template, rank=rank, **factors | {"scale": peak * factors["scale"]})

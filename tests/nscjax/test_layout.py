@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import msgpack
@@ -82,10 +84,10 @@ def test_num_bytes_of_a_payload_without_rank_is_fixed():
 
 
 @pytest.mark.parametrize("rank", [0, 1, 6, 100])
-def test_affordable_rank_is_the_most_that_fits(payload, rank):
+def test_affordable_rank_is_the_most_that_fits_and_has_room(payload, rank):
     exact = layout.frame_bytes(payload, rank)
-    assert layout.affordable_rank(payload, exact) == rank
-    assert layout.affordable_rank(payload, exact - 1) == max(rank - 1, 0)
+    assert layout.affordable_rank(payload, exact) == min(rank, 6)
+    assert layout.affordable_rank(payload, exact - 1) == min(max(rank - 1, 0), 6)
 
 
 @pytest.mark.parametrize("budget_bytes", [0, 1, -5, np.int32(7)])
@@ -95,5 +97,27 @@ def test_affordable_rank_is_never_negative(payload, budget_bytes):
     assert affordable.dtype == jnp.int32
 
 
-def test_affordable_rank_of_the_largest_budget_does_not_overflow(payload):
-    assert layout.affordable_rank(payload, 2**31 - 1) == (2**31 - 1 - layout.frame_bytes(payload)) // 26
+def test_frames_longer_than_an_int32_can_count_are_never_affordable():
+    row = jax.ShapeDtypeStruct((1 << 30,), jnp.uint8)
+    rows = jax.ShapeDtypeStruct((5, *row.shape), row.dtype)
+    huge = compress.LowRank(jax.ShapeDtypeStruct((), jnp.int32), rows, rows, rows, (1, 1), 0, "B,D", 8)
+    assert layout.affordable_rank(huge, 2**31 - 1) == 0
+    thin = jax.ShapeDtypeStruct((5, 1), jnp.uint8)
+    assert layout.affordable_rank(dataclasses.replace(huge, left=thin, right=thin), 2**31 - 1) == 1
+
+
+def test_a_doubling_field_has_two_to_the_rank_rows():
+    @layout.payload(tag=255)
+    class Book:
+        rank: jax.Array = layout.array()
+        words: jax.Array = layout.doubling()
+        planes: jax.Array = layout.ranked()
+
+    del layout.PAYLOADS[255]
+    rank = jax.ShapeDtypeStruct((), jnp.int32)
+    book = Book(rank, jax.ShapeDtypeStruct((37, 2), jnp.float32), jax.ShapeDtypeStruct((8, 3), jnp.uint8))
+    assert layout.max_rank(book) == 5
+    lengths = [layout.frame_bytes(book, r) for r in range(6)]
+    assert [length - lengths[0] for length in lengths] == [0, *(8 * 2**r + 3 * r for r in range(1, 6))]
+    assert [int(layout.affordable_rank(book, length)) for length in lengths] == [0, 1, 2, 3, 4, 5]
+    assert layout.affordable_rank(book, lengths[4] - 1) == 3

@@ -1,0 +1,147 @@
+"""Training runs of a benchmark, one process each: made once, resumed where they were stopped, kept in a table."""
+
+import concurrent.futures
+import json
+import os
+import queue
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from record import RESULTS, commit, write
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = ROOT / "runs" / "benchmarks"
+"""Where runs are kept by default."""
+
+KEPT = (
+    "accuracy", "accuracy_uncompressed", "balanced_accuracy", "loss", "ratio", "total_up_bytes", "total_down_bytes",
+    "raw_up_bytes", "raw_down_bytes", "total_link_seconds", "steps", "seed", "wall_seconds",
+)  # fmt: skip
+EVAL_KEPT = ("step", "accuracy", "accuracy_uncompressed", "total_up_bytes", "total_down_bytes", "total_link_seconds")
+
+
+class RefusedError(Exception):
+    """The program refused the settings; the message is its own."""
+
+
+def run(
+    config: str, overrides: dict[str, Any], seed: int, run_dir: Path, data_dir: str | None, cores: frozenset[int]
+) -> dict[str, Any]:
+    """Returns the summary of one run on `cores` with its evaluations, made now unless it was made before.
+
+    Raises:
+        RefusedError: the program ended with exit code 2: for one, no frame of the method fits the budget.
+    """
+    if not (run_dir / "summary.json").exists():
+        values = {**overrides, "seed": seed, "run_dir": run_dir, "train.resume": "true"}
+        values |= {"data.dir": data_dir} if data_dir else {}
+        command = [sys.executable, "train/main.py", "--config", f"configs/{config}.toml"]
+        command += [word for key, value in values.items() for word in (f"--{key}", str(value))]
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        if cores:
+            os.sched_setaffinity(process.pid, cores)
+        _, errors = process.communicate()
+        if process.returncode == 2:
+            raise RefusedError(errors.strip())
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command, stderr=errors)
+        (run_dir / "commit.txt").write_text(commit())
+    summary = json.loads((run_dir / "summary.json").read_text())
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    evals = [{key: line[key] for key in EVAL_KEPT} for line in lines if line["kind"] == "eval"]
+    kept = {key: summary[key] for key in KEPT}
+    return kept | {"commit": (run_dir / "commit.txt").read_text(), "evals": evals}
+
+
+def shares(jobs: int) -> "queue.Queue[frozenset[int]]":
+    """Returns the cores of this process dealt out to `jobs` runs; empty sets, for no limit, where there is one job."""
+    cores = sorted(os.sched_getaffinity(0)) if jobs > 1 else []
+    free: queue.Queue[frozenset[int]] = queue.Queue()
+    for job in range(jobs):
+        free.put(frozenset(cores[job::jobs]))
+    return free
+
+
+def cell(by_seed: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """Returns the runs of a cell, in the order of their seeds, with mean and standard error of the accuracy."""
+    summaries = [by_seed[seed] for seed in sorted(by_seed)]
+    accuracies = [summary["accuracy"] for summary in summaries]
+    error = statistics.stdev(accuracies) / len(accuracies) ** 0.5 if len(accuracies) > 1 else None
+    return {
+        "accuracy_mean": statistics.mean(accuracies),
+        "accuracy_standard_error": error,
+        "ratio": statistics.mean(summary["ratio"] for summary in summaries),
+        "runs": summaries,
+    }
+
+
+def earlier(table: str) -> dict[str, Any]:
+    """Returns the cells of a table that were measured before."""
+    path = RESULTS / f"{table}.json"
+    return json.loads(path.read_text())["rows"]["cells"] if path.exists() else {}
+
+
+def make(
+    table: str,
+    config: str,
+    cells: dict[str, dict[str, Any]],
+    chosen: dict[str, int],
+    *,
+    data_dir: str | None,
+    jobs: int,
+    out: Path,
+) -> None:
+    """Makes runs, seed by seed, and writes `benchmarks/results/TABLE.json` after every one.
+
+    A run that the file or `out` holds is never made again; what the file says of other cells is kept. A cell whose
+    settings the program refuses is noted as refused.
+
+    Args:
+        table: the results file's name.
+        config: name of the config.
+        cells: overrides by cell, in the table's order.
+        chosen: number of seeds, from 0, by the cells to be run.
+        data_dir: folder of the data set, or None for the config's.
+        jobs: runs at a time, each on its share of the cores.
+        out: where the runs are kept.
+    """
+    known = earlier(table)
+    # What was measured with other settings is measured anew.
+    done = {
+        name: {run["seed"]: run for run in found.get("runs", [])} if found.get("overrides") == cells[name] else {}
+        for name, found in ((name, known.get(name, {})) for name in chosen)
+    }
+    refused: dict[str, str] = {}
+    free = shares(jobs)
+
+    def one_run(name: str, seed: int) -> dict[str, Any] | None:
+        folder = out / table / name.replace(" ", "_").replace(",", "-") / f"seed{seed}"
+        cores = free.get()
+        try:
+            return None if name in refused else run(config, cells[name], seed, folder, data_dir, cores)
+        except RefusedError as error:
+            refused[name] = str(error)
+            return None
+        finally:
+            free.put(cores)
+
+    most = max(chosen.values(), default=0)
+    wanted = [(name, seed) for seed in range(most) for name, num_seeds in chosen.items() if seed < num_seeds]
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        runs = {pool.submit(one_run, *key): key for key in wanted if key[1] not in done[key[0]]}
+        for finished in concurrent.futures.as_completed(runs):
+            name, seed = runs[finished]
+            summary = finished.result()
+            if summary is None:
+                print(f"{table}: {name}, refused: {refused[name]}", flush=True)
+                entry: dict[str, Any] = {"refused": refused[name]}
+            else:
+                done[name][seed] = summary
+                print(f"{table}: {name}, seed {seed}: accuracy {summary['accuracy']:.4f}", flush=True)
+                entry = cell(done[name])
+            known = earlier(table) | {name: {"overrides": cells[name]} | entry}
+            rows = {key: known[key] for key in cells if key in known}
+            write(table, {"config": config, "cells": rows}, seeds=list(range(most)))
