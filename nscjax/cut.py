@@ -89,9 +89,9 @@ def cut(duplex: Duplex) -> Cut:
         >>> (x_grad, new_down), new_up = jax.grad(loss, argnums=(0, 1), has_aux=True)(x, state.down)
         >>> state = cut.next_state(new_up, new_down)
     """
-    if duplex.penalty is not None:
+    if duplex.client_penalty() is not None:
         raise check.error(
-            "Duplex.penalty", duplex.penalty, "None", "Add the penalty to your own loss, or use nscjax.split."
+            "Duplex.penalty", duplex.client_penalty(), "None", "Add the penalty to your own loss, or use nscjax.split."
         )
 
     def init(key, spec):
@@ -112,7 +112,7 @@ def cut(duplex: Duplex) -> Cut:
 
     def backward(residuals, cotangents):
         payload, down, side_down = residuals
-        side_down = duplex.share(payload, side_down)
+        side_down = duplex.side_down(payload, side_down)
         down_payload, enc = duplex.down.compress(cotangents[0], down.enc, side_down)
         x_grad, dec = duplex.down.decompress(down_payload, down.dec, side_down)
         # Under vmap only what depends on the mapped cotangent is summed, and the sum is what gives a shared state away.

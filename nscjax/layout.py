@@ -73,7 +73,7 @@ def static() -> Any:
     return dataclasses.field(metadata={"static": True})
 
 
-@dataclass_transform(field_specifiers=(array, ranked, static), frozen_default=True)
+@dataclass_transform(field_specifiers=(array, ranked, doubling, static), frozen_default=True)
 def payload(tag: int) -> Callable[[type], type]:
     """Returns a class decorator that makes a frozen dataclass a pytree and registers it under `tag` (0 to 255)."""
 
@@ -122,6 +122,29 @@ def max_rank(payload: PyTree) -> int:
     """Returns the largest rank that the padded arrays of `payload` have room for; 0 for a payload without rank."""
     tops = [field.metadata["top"](spec.shape[0]) for field, spec in array_specs(payload) if "top" in field.metadata]
     return min(tops, default=0)
+
+
+def tensor_problem(payload: PyTree, max_bytes: int) -> str | None:
+    """Returns what is wrong with the static fields `shape` and `dtype` of a payload from a frame's own header, or None.
+
+    Args:
+        payload: with the cut tensor's shape, and its dtype's code in `DTYPES`.
+        max_bytes: the largest tensor allowed, in float32.
+    """
+    shape, dtype = payload.shape, payload.dtype
+    if not (isinstance(shape, tuple) and shape and all(type(size) is int and size > 0 for size in shape)):
+        return f"its shape is {shape!r}"
+    # 9.0 is a position as well, but it is not what `encode` writes.
+    if type(dtype) is not int or dtype not in range(len(DTYPES)) or not jnp.issubdtype(DTYPES[dtype], jnp.floating):
+        return f"its dtype code is {dtype!r}"
+    if 4 * math.prod(shape) > max_bytes:
+        return f"its tensor has {4 * math.prod(shape)} bytes; allowed: {max_bytes}"
+    return None
+
+
+def arrays_problem(payload: PyTree, expected: PyTree) -> str | None:
+    """Returns how the arrays of a payload from a frame's own header differ from the expected layout, or None."""
+    return None if payload == expected else f"its arrays are {payload}; expected {expected}"
 
 
 def frame_bytes(payload: PyTree, rank: int = 0) -> int:

@@ -141,11 +141,11 @@ def client_forward(
 
     smashed, vjp, state = jax.vjp(forward, client.params, has_aux=True)
     payload, up = duplex.up.compress(smashed, client.up, side)
-    penalty_grad = None
-    if duplex.penalty is not None:
+    penalty, penalty_grad = duplex.client_penalty(), None
+    if penalty is not None:
         # The client knows what the server will hold: a penalised uplink's frames decode alone.
         smashed_hat = duplex.up.decompress(payload, (), side)[0]
-        penalty_grad = jax.grad(duplex.penalty)(smashed, smashed_hat)
+        penalty_grad = jax.grad(penalty)(smashed, smashed_hat)
     return payload, Pending(vjp, state, smashed, payload, penalty_grad), client._replace(up=up)
 
 
@@ -189,7 +189,7 @@ def server_step(
         server.params, smashed_hat
     )
     is_skipped = measure.is_skipped(payload)
-    side_down = duplex.share(payload, side_down)
+    side_down = duplex.side_down(payload, side_down)
     side_down = side_down._replace(budget_bytes=jnp.where(is_skipped, 0, side_down.budget_bytes))
     down_payload, down = duplex.down.compress(smashed_grad, server.down, side_down)
     learnt = server._replace(state=state, up=up, down=down)
@@ -215,7 +215,7 @@ def client_backward(
         (gradients of the client's parameters, the gradient of the cut as received, the client with new running and
         receiver state; its parameters are the caller's to update).
     """
-    side = duplex.share(pending.payload, side)
+    side = duplex.side_down(pending.payload, side)
     smashed_grad, down = duplex.down.decompress(payload, client.down, side)
     total = smashed_grad if pending.penalty_grad is None else smashed_grad + pending.penalty_grad
     (grads,) = pending.vjp(total.astype(pending.smashed.dtype))

@@ -66,7 +66,7 @@ def choose_view(name: str, config: DirectionConfig, example: Array, budget_bytes
         return config.view
 
     def build(view: str) -> Compressor:
-        return _method(config, view, jax.ShapeDtypeStruct(example.shape, example.dtype), budget_bytes)[0]
+        return _method(config, view, jax.ShapeDtypeStruct(example.shape, example.dtype), 1, budget_bytes)[0]
 
     return compress.calibrate(example, build, budget_bytes)
 
@@ -88,7 +88,7 @@ def build(
         InputError: unknown method or view, or a budget below the least frame that carries anything.
     """
     cap = cap_bytes(config, spec)
-    compressor, settings = _method(config, view, spec, cap)
+    compressor, settings = _method(config, view, spec, num_samples, cap)
     least = compressor.min_bytes(spec)
     budget = min(cap, largest_budget)
     if budget < least and config.method != "identity":
@@ -111,15 +111,17 @@ def _remedy(name: str, cap: int, least: int, raw_bytes: int) -> str:
 
 @functools.cache  # the same compressor for the same settings: both directions are calibrated with one compilation
 def _method(
-    config: DirectionConfig, view: str, spec: jax.ShapeDtypeStruct, budget_bytes: int
+    config: DirectionConfig, view: str, spec: jax.ShapeDtypeStruct, num_samples: int, budget_bytes: int
 ) -> tuple[Compressor, dict[str, Any]]:
     """Returns the method's compressor and its settings; a rank that the budget cannot reach is not computed."""
+    factory = compress.METHODS[config.method]
     settings = {
         name: getattr(config, name)
-        for name in sorted(inspect.signature(compress.METHODS[config.method]).parameters)
-        if hasattr(config, name)
+        for name in sorted(inspect.signature(factory).parameters)
+        if getattr(config, name, None) is not None
     }
-    factory = compress.METHODS[config.method]
+    if "num_samples" in inspect.signature(factory).parameters:
+        settings["num_samples"] = num_samples
     if "view" in settings:
         settings["view"] = view
     if "max_rank" in settings:

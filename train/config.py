@@ -71,8 +71,9 @@ class DirectionConfig:
     """How one direction of the cut is compressed: `up` the activations, `down` their gradients.
 
     Attributes:
-        method: the compressor, `nsc_sl` or `identity`; a key that it does not use is ignored and named in the log.
-        max_rank: most components that one message carries, at least 1.
+        method: the compressor, `nsc_sl`, `identity` or a peer's (`nscjax/compress/baselines`); a key that it does not
+            use is ignored and named in the log.
+        max_rank: most components that one message of low rank carries, at least 1.
         energy: share of the squared norm that the components sent must hold, in (0, 1].
         factor_bits: bits of one entry of a factor.
         iterations: subspace iterations for one message, 1 to 100.
@@ -82,6 +83,17 @@ class DirectionConfig:
             `B,HWC`, `BC,HW` or `BH,WC` for images, `BT,D` or `B,TD` for tokens, `B,D` for vectors;
             `calibrate` takes the best on the first batch, `auto` goes by the shape alone.
         ratio: caps every frame at the raw float32 size divided by this, at least 1; by default no cap.
+        rank: of `powersgd` and `truncated_svd`: components of every message, at least 1; by default what the budget
+            affords.
+        k: of the sparse methods: entries kept of every sample, at least 1; by default what the budget affords.
+        bits: of the quantisers: bits of an entry (`splitfc`: on average; `fedlite`: of a subvector), at least 1; by
+            default what the budget affords.
+        alpha: of `rand_top_k`: probability that a draw falls outside the top, in (0, 1].
+        groups: of `sl_acc`: groups of channels; of `c3_sl`: sums of samples in one batch; at least 1.
+        subvector: of `fedlite`: entries of a subvector, at least 1.
+        weight: of `fedlite`: of the correction of the client's gradient, at least 0.
+        threshold: of `sl_fac`: share of the energy in the low frequencies, in (0, 1].
+        error_feedback: of `powersgd`: whether what was not sent is added to the next message.
     """
 
     method: str = "nsc_sl"
@@ -93,6 +105,15 @@ class DirectionConfig:
     feedback_decay: float = 0.9
     view: str = "calibrate"
     ratio: float | None = None
+    rank: int | None = None
+    k: int | None = None
+    bits: int | None = None
+    alpha: float | None = None
+    groups: int | None = None
+    subvector: int | None = None
+    weight: float | None = None
+    threshold: float | None = None
+    error_feedback: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,7 +271,8 @@ _NOUNS = {int: "a whole number", float: "a finite number", bool: "true or false"
 # What is allowed, whether a value is, and which keys by their last name.
 _RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ("a whole number in [0, 2**32)", lambda value: 0 <= value < 2**32, ("seed",)),
-    ("a number in (0, 1]", lambda value: 0 < value <= 1, ("energy", "feedback_decay")),
+    ("a number in (0, 1]", lambda value: 0 < value <= 1, ("energy", "feedback_decay", "alpha", "threshold")),
+    ("a number >= 1", lambda value: value >= 1, ("rank", "k", "bits", "groups", "subvector")),
     ("a number in [0, 1)", lambda value: 0 <= value < 1, ("warmup",)),
     ("4, 8, 16", lambda value: value in (4, 8, 16), ("factor_bits",)),
     ("a number in [1, 100]", lambda value: 1 <= value <= 100, ("iterations",)),
@@ -260,7 +282,7 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ("a number >= 0", lambda value: value >= 0, ("eval_every", "checkpoint_every")),
     # Times and sizes that arise from these stay within float32.
     ("a number in [0, 1e9]", lambda value: 0 <= value <= 1e9, ("latency_ms", "client_step_s", "server_step_s")),
-    ("a number in [0, 1e9]", lambda value: 0 <= value <= 1e9, ("weight_decay",)),
+    ("a number in [0, 1e9]", lambda value: 0 <= value <= 1e9, ("weight_decay", "weight")),
     ("a number in [1e-6, 1e9]", lambda value: 1e-6 <= value <= 1e9, ("up_mbps", "down_mbps", "initial_mbps")),
     ("a number in (0, 1e9]", lambda value: 0 < value <= 1e9, ("deadline_s",)),
     ("a number in (0, 1e30]", lambda value: 0 < value <= 1e30, ("learning_rate",)),

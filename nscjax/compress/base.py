@@ -60,6 +60,9 @@ class Compressor(NamedTuple):
         decompress: `(payload, dec_state, side) -> (x_hat, dec_state)`.
         num_bytes: `(payload) -> int32`, the length of the frame that `nscjax.wire.encode` makes of it.
         min_bytes: `(spec) -> int`, the smallest frame that carries anything.
+        support: `(payload) -> SideInfo.support` of the other direction: what an uplink's payload fixes for the
+            gradient; None for the many methods that fix nothing.
+        penalty: `(x, x_hat) -> scalar` that the method adds to its sender's own loss; None for the many that add none.
     """
 
     init: Init
@@ -67,12 +70,8 @@ class Compressor(NamedTuple):
     decompress: Decompress
     num_bytes: Callable[[PyTree], Array]
     min_bytes: Callable[[jax.ShapeDtypeStruct], int]
-
-
-def share_nothing(up_payload: PyTree, side: SideInfo) -> SideInfo:
-    """Returns the downlink's side information as it is: most methods share nothing between the directions."""
-    del up_payload
-    return side
+    support: Callable[[PyTree], Any] | None = None
+    penalty: Callable[[Array, Array], Array] | None = None
 
 
 class Duplex(NamedTuple):
@@ -81,14 +80,24 @@ class Duplex(NamedTuple):
     Attributes:
         up: compressor of the activations, client to server.
         down: compressor of their gradients, server to client.
-        share: `(up_payload, side) -> side` for the way down.
-        penalty: `(x, x_hat) -> scalar` added to the client's own loss, or None.
+        share: `(up_payload, side) -> side` for the way down; by default the uplink's `support`.
+        penalty: `(x, x_hat) -> scalar` added to the client's own loss; by default the uplink's.
     """
 
     up: Compressor
     down: Compressor
-    share: Callable[[PyTree, SideInfo], SideInfo] = share_nothing
+    share: Callable[[PyTree, SideInfo], SideInfo] | None = None
     penalty: Callable[[Array, Array], Array] | None = None
+
+    def side_down(self, up_payload: PyTree, side: SideInfo) -> SideInfo:
+        """Returns the downlink's side information with what the uplink's payload fixes."""
+        if self.share is not None:
+            return self.share(up_payload, side)
+        return side if self.up.support is None else side._replace(support=self.up.support(up_payload))
+
+    def client_penalty(self) -> Callable[[Array, Array], Array] | None:
+        """Returns what the client adds to its own loss, or None."""
+        return self.penalty or self.up.penalty
 
 
 @layout.payload(tag=1)

@@ -113,6 +113,49 @@ def delta(compressor: Compressor, num_samples: int) -> Compressor:
     return Compressor(init, compress, receive, compressor.num_bytes, compressor.min_bytes)
 
 
+class EF21State(NamedTuple):
+    """What either end carries; `held` is equal at both, message by message.
+
+    Attributes:
+        held: what the receiver holds, in the cut tensor's shape and dtype.
+        enc: the wrapped compressor's sender state (empty at the receiver).
+        dec: its receiver's, at both.
+    """
+
+    held: Array
+    enc: PyTree
+    dec: PyTree
+
+
+def ef21(compressor: Compressor) -> Compressor:
+    """Returns `compressor` sending the change since the message before: with h at both ends, h <- h + C(x - h).
+
+    On activations h belongs to a position in the batch, and the next batch holds other samples there.
+
+    Args:
+        compressor: any compressor.
+
+    Source: Richtarik et al. 2021, arXiv 2106.05203.
+    """
+
+    def init(key, spec):
+        enc, dec = compressor.init(key, spec)
+        held = jnp.zeros(spec.shape, spec.dtype)
+        return EF21State(held, enc, dec), EF21State(held, (), dec)
+
+    def receive(payload, state, side):
+        change, dec = compressor.decompress(payload, state.dec, side)
+        held = state.held + change
+        return held, state._replace(held=held, dec=dec)
+
+    def compress(x, state, side):
+        payload, enc = compressor.compress(x - state.held, state.enc, side)
+        _, state = receive(payload, state, side)
+        return payload, state._replace(enc=enc)
+
+    return compressor._replace(init=init, compress=compress, decompress=receive)
+
+
 FEEDBACKS = ("none", "across_steps", "per_sample")
 """Feedback modes by their config names."""
 

@@ -10,7 +10,6 @@ in 16, 8 or 4 bits. Three ideas make that good and cheap:
 """
 
 import dataclasses
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -54,21 +53,17 @@ class LowRank:
 
     def problem(self, max_bytes: int) -> str | None:
         """Returns what is wrong with a payload read from a frame's own header, or None."""
-        if not (isinstance(self.shape, tuple) and all(type(size) is int and size > 0 for size in self.shape)):
-            return f"its shape is {self.shape!r}"
+        if problem := layout.tensor_problem(self, max_bytes):
+            return problem
         if len(self.shape) not in views.VIEWS or self.view not in views.VIEWS[len(self.shape)]:
             return f"its shape {self.shape} has no view {self.view!r}"
-        # 8.0 is in BITS as well, but it is not what `encode` writes.
-        is_whole = all(type(code) is int for code in (self.bits, self.dtype))
-        if not is_whole or self.bits not in BITS or self.dtype not in range(len(layout.DTYPES)):
-            return f"it has {self.bits!r} bits and dtype code {self.dtype!r}"
-        if 4 * math.prod(self.shape) > max_bytes:
-            return f"its tensor has {4 * math.prod(self.shape)} bytes; allowed: {max_bytes}"
+        if type(self.bits) is not int or self.bits not in BITS:
+            return f"it has {self.bits!r} bits"
         most = min(views.matrix_shape(self.view, self.shape))
         if len(self.scale.shape) != 1 or not 1 <= self.scale.shape[0] <= most:
             return f"its scale has shape {self.scale.shape}; allowed: (1,) to ({most},)"
-        expected = _empty(self.shape, layout.DTYPES[self.dtype], self.view, self.bits, self.scale.shape[0])
-        return None if self == expected else f"its arrays are {self}; expected {expected}"
+        spec = jax.ShapeDtypeStruct(self.shape, layout.DTYPES[self.dtype])
+        return layout.arrays_problem(self, empty(spec, self.view, self.bits, self.scale.shape[0]))
 
 
 class LowRankState(NamedTuple):
@@ -117,18 +112,16 @@ def low_rank(
         check.count(name, value, least)
     packed_dtype(factor_bits)
 
-    def empty(spec: jax.ShapeDtypeStruct) -> LowRank:
-        name = views.resolve(view, spec.shape)
-        top = min(max_rank, *views.matrix_shape(name, spec.shape))
-        return _empty(tuple(spec.shape), str(spec.dtype), name, factor_bits, top)
+    def template_of(spec: jax.ShapeDtypeStruct) -> LowRank:
+        return empty(spec, view, factor_bits, max_rank)
 
     def init(key, spec):
-        short = min(views.matrix_shape(empty(spec).view, spec.shape))
+        short = min(views.matrix_shape(template_of(spec).view, spec.shape))
         width = min(max_rank + oversample, short)
         return LowRankState(linalg.orthonormal_rows(jax.random.normal(key, (width, short)), key)), ()
 
     def compress(x, enc_state, side):
-        template = empty(x)
+        template = template_of(x)
         top = template.scale.shape[0]
         matrix = views.matricise(x, template.view)
         # Energies are squares: of numbers about 1 they stay within float32's range.
@@ -144,7 +137,7 @@ def low_rank(
         return payload, LowRankState(basis)
 
     def min_bytes(spec):
-        return layout.frame_bytes(empty(spec), rank=1)
+        return layout.frame_bytes(template_of(spec), rank=1)
 
     return Compressor(init, compress, decompress, layout.num_bytes, min_bytes)
 
@@ -161,16 +154,25 @@ def decompress(payload: LowRank, dec_state: tuple, side) -> tuple[Array, tuple]:
     return views.tensorise(linalg.product((left * scale[:, None]).T, right), payload.view, spec), dec_state
 
 
-def _empty(shape: Shape, dtype: str, view: str, bits: int, top: int) -> LowRank:
-    """Returns the payload's layout: `jax.ShapeDtypeStruct`s in the place of arrays."""
-    m, n = views.matrix_shape(view, shape)
+def empty(spec: jax.ShapeDtypeStruct | Array, view: str, bits: int, max_rank: int) -> LowRank:
+    """Returns the payload's layout for cut tensors of `spec`: `jax.ShapeDtypeStruct`s in the place of arrays.
+
+    Args:
+        spec: of a cut tensor.
+        view: a view's name or "auto".
+        bits: 4, 8 or 16.
+        max_rank: the most components, clipped to min(m, n).
+    """
+    name = views.resolve(view, spec.shape)
+    m, n = views.matrix_shape(name, spec.shape)
+    top = min(max_rank, m, n)
     arrays: dict[str, Any] = {
         "rank": jax.ShapeDtypeStruct((), jnp.int32),
         "scale": jax.ShapeDtypeStruct((top,), jnp.float32),
         "left": jax.ShapeDtypeStruct((top, packed_width(m, bits)), packed_dtype(bits)),
         "right": jax.ShapeDtypeStruct((top, packed_width(n, bits)), packed_dtype(bits)),
     }
-    return LowRank(**arrays, shape=shape, dtype=layout.DTYPES.index(dtype), view=view, bits=bits)
+    return LowRank(**arrays, shape=tuple(spec.shape), dtype=layout.DTYPES.index(str(spec.dtype)), view=name, bits=bits)
 
 
 def _quantised_factors(matrix, rows, rank, top, bits, refits):

@@ -19,25 +19,25 @@ def pack(codes_nw: Array, bits_n: Array, most: int) -> Array:
         most: the largest number of bits.
     """
     n = codes_nw.shape[0]
-    place_p = jnp.arange(most)
-    shifts_np = jnp.maximum(bits_n[:, None] - 1 - place_p, 0)
+    place_1p = jnp.arange(most)[None, :]
+    shifts_np = jnp.maximum(bits_n[:, None] - 1 - place_1p, 0)
     bits_npw = (codes_nw[:, None, :] >> shifts_np[:, :, None].astype(codes_nw.dtype)) & 1
     planes = jnp.packbits(bits_npw.astype(bool), axis=-1)
-    position_np = (jnp.cumsum(bits_n) - bits_n)[:, None] + place_p
+    position_np = (jnp.cumsum(bits_n) - bits_n)[:, None] + place_1p
     # What is not sent has no place.
-    position_np = jnp.where(place_p < bits_n[:, None], position_np, n * most)
+    position_np = jnp.where(place_1p < bits_n[:, None], position_np, n * most)
     empty = jnp.zeros((n * most, planes.shape[-1]), jnp.uint8)
     return empty.at[position_np.reshape(-1)].set(planes.reshape(n * most, -1), mode="drop")
 
 
 def unpack(planes: Array, bits_n: Array, most: int, width: int) -> Array:
     """Returns the codes [n, width] uint16: the inverse of `pack`. A row of 0 bits has codes 0."""
-    place_p = jnp.arange(most)
-    position_np = (jnp.cumsum(bits_n) - bits_n)[:, None] + place_p
+    place_1p = jnp.arange(most)[None, :]
+    position_np = (jnp.cumsum(bits_n) - bits_n)[:, None] + place_1p
     planes_npb = jnp.take(planes, position_np, axis=0, mode="clip")
     bits_npw = jnp.unpackbits(planes_npb, axis=-1, count=width).astype(jnp.uint16)
-    is_sent_np = place_p < bits_n[:, None]
-    weights_np = jnp.where(is_sent_np, 1 << jnp.maximum(bits_n[:, None] - 1 - place_p, 0), 0).astype(jnp.uint16)
+    is_sent_np = place_1p < bits_n[:, None]
+    weights_np = jnp.where(is_sent_np, 1 << jnp.maximum(bits_n[:, None] - 1 - place_1p, 0), 0).astype(jnp.uint16)
     return jnp.sum(bits_npw * weights_np[:, :, None], axis=1, dtype=jnp.uint16)
 
 

@@ -36,8 +36,8 @@ def test_side_info_needs_a_key_and_a_budget_alone():
 def test_a_duplex_shares_and_penalises_nothing_by_default():
     duplex = compress.Duplex(up=compress.identity(), down=compress.nsc_sl())
     side = compress.SideInfo(key=jax.random.key(0), budget_bytes=1)
-    assert duplex.share("payload", side) is side
-    assert duplex.penalty is None
+    assert duplex.side_down("payload", side) is side
+    assert duplex.client_penalty() is None
 
 
 def test_methods_are_known_by_their_config_names():

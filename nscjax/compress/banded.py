@@ -1,0 +1,285 @@
+"""Quantised bands: rows of a matrix (channels, frequencies) in groups, every group with its own range and bits.
+
+What the rows are, how they are grouped and how bits are allotted is the method's affair. The rate knob is the number of
+bit planes in all; where it does not suffice for a whole group, its first rows get one bit more than the rest. A row of
+0 bits is sent as its group's mean.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nscjax import layout
+from nscjax.compress import planes
+from nscjax.compress.base import Compressor
+from nscjax.types import Array, PyTree, Shape
+
+MOST_BITS = 8
+"""The most bits of an entry."""
+
+LAST_LEVEL = (0.0, 0.707, 1.63, 2.56, 3.42, 4.34, 5.25, 6.3, 7.3)
+"""Outermost level of the best uniform quantiser of 0 to 8 bits for a Laplace distribution of standard deviation 1.
+
+Source: Jayant and Noll 1984, "Digital coding of waveforms", chapter 4.
+"""
+
+RANGES = ("low", "high", "mean", "deviation")
+"""What is sent of every group."""
+
+MOST_GROUPS = 256
+"""The most groups: a row's group crosses as one byte."""
+
+
+class Bands(NamedTuple):
+    """How a method sees cut tensors of one shape.
+
+    Attributes:
+        size: (n, w), rows and their width.
+        num_groups: g, at most `MOST_GROUPS`.
+        forward: cut tensor as float32 -> rows [n, w].
+        inverse: rows [n, w] -> cut tensor, float32.
+        group: `(rows, state) -> (int32 [n] in [0, g), state)`.
+        bits: `(rows, groups) -> (t -> int32 [n] in [0, 8])`, rising with the scalar t in [-1, 1].
+        state: the first state of `group`.
+    """
+
+    size: tuple[int, int]
+    num_groups: int
+    forward: Callable[[Array], Array]
+    inverse: Callable[[Array], Array]
+    group: Callable[[Array, PyTree], tuple[Array, PyTree]]
+    bits: Callable[[Array, Array], Callable[[Array], Array]]
+    state: PyTree = ()
+
+
+@layout.payload(tag=6)
+class Banded:
+    """The quantised rows of a transformed cut tensor.
+
+    Attributes:
+        rank: int32 scalar, how many planes are sent.
+        group: uint8 [n], the group of every row.
+        bits: uint8 [n], the bits of every row.
+        low: float32 [g], least entry of every group.
+        high: float32 [g], its largest.
+        mean: float32 [g], its mean, which stands for rows of 0 bits.
+        deviation: float32 [g], its standard deviation.
+        planes: uint8 [8 n, ceil(w / 8)], bit planes of the rows (`nscjax.compress.planes`).
+        shape: the cut tensor's shape.
+        dtype: its dtype's code in `layout.DTYPES`.
+        width: w.
+    """
+
+    rank: Array = layout.array()
+    group: Array = layout.array()
+    bits: Array = layout.array()
+    low: Array = layout.array()
+    high: Array = layout.array()
+    mean: Array = layout.array()
+    deviation: Array = layout.array()
+    planes: Array = layout.ranked()
+    shape: Shape = layout.static()
+    dtype: int = layout.static()
+    width: int = layout.static()
+
+    def problem(self, max_bytes: int) -> str | None:
+        """Returns what is wrong with a payload read from a frame's own header, or None."""
+        if problem := layout.tensor_problem(self, max_bytes):
+            return problem
+        size = math.prod(self.shape)
+        if type(self.width) is not int or not 1 <= self.width <= size or size % self.width:
+            return f"its rows have {self.width!r} of {size} entries"
+        if len(self.low.shape) != 1 or not 1 <= self.low.shape[0] <= MOST_GROUPS:
+            return f"its ranges have shape {self.low.shape}; allowed: (1,) to ({MOST_GROUPS},)"
+        spec = jax.ShapeDtypeStruct(self.shape, layout.DTYPES[self.dtype])
+        return layout.arrays_problem(self, _empty(spec, (size // self.width, self.width), self.low.shape[0]))
+
+
+def banded(see: Callable[[Shape], Bands]) -> Compressor:
+    """Returns the compressor that quantises a tensor's bands; its frames decode alone.
+
+    Args:
+        see: from a cut tensor's shape to its bands; may raise an `InputError`.
+    """
+
+    def template_of(spec):
+        bands = see(tuple(spec.shape))
+        return _empty(spec, bands.size, bands.num_groups)
+
+    def init(key, spec):
+        del key
+        return see(tuple(spec.shape)).state, ()
+
+    def compress(x, enc_state, side):
+        bands, template = see(x.shape), template_of(x)
+        rows = bands.forward(x.astype(jnp.float32))
+        group, new_state = bands.group(rows, enc_state)
+        # A message that is not finite must not spoil the state for all that follow.
+        is_sound = jnp.all(jnp.isfinite(rows))
+        enc_state = jax.tree.map(lambda new, old: jnp.where(is_sound, new, old), new_state, enc_state)
+        affordable = layout.affordable_rank(template, side.budget_bytes)
+        bits_n = most_within(bands.bits(rows, group), affordable)
+        ranges = _ranges(rows, group, bands.num_groups)
+        low, high, _ = _levels(ranges, group, bits_n)
+        last = _last_code(bits_n)[:, None]
+        unit = (rows - low) / jnp.where(high > low, high - low, 1.0)
+        codes = jnp.clip(jnp.round(unit * last), 0, last).astype(jnp.uint8)
+        fields = {
+            # A tensor of constants needs no plane: one crosses all the same, for it is a message and not a skipped one.
+            "rank": jnp.maximum(jnp.sum(bits_n), jnp.minimum(affordable, 1)),
+            "group": group.astype(jnp.uint8),
+            "bits": bits_n.astype(jnp.uint8),
+            "planes": planes.pack(codes, bits_n, MOST_BITS),
+            **ranges,
+        }
+        return Banded(**fields, shape=template.shape, dtype=template.dtype, width=template.width), enc_state
+
+    def decompress(payload, dec_state, side):
+        del side
+        group, bits_n = payload.group.astype(jnp.int32), payload.bits.astype(jnp.int32)
+        codes = planes.unpack(payload.planes, bits_n, MOST_BITS, payload.width).astype(jnp.float32)
+        ranges = {name: getattr(payload, name) for name in RANGES}
+        low, high, mean = _levels(ranges, group, bits_n)
+        last = _last_code(bits_n)[:, None]
+        rows = jnp.where(bits_n[:, None] > 0, low + (high - low) * (codes / last), mean)
+        x_hat = see(payload.shape).inverse(jnp.where(payload.rank > 0, rows, 0.0))
+        return x_hat.astype(layout.DTYPES[payload.dtype]), dec_state
+
+    def min_bytes(spec):
+        return layout.frame_bytes(template_of(spec), rank=1)
+
+    return Compressor(init, compress, decompress, layout.num_bytes, min_bytes)
+
+
+def most_within(bits_of: Callable[[Array], Array], num_planes: Array) -> Array:
+    """Returns the largest `bits_of(t)` whose sum is at most `num_planes`; t in [-1, 1] is bisected.
+
+    Args:
+        bits_of: from the scalar t to int32 [n], rising; all 0 at t = -1.
+        num_planes: int32 scalar.
+    """
+
+    def fits(t):
+        return jnp.sum(bits_of(t)) <= num_planes
+
+    def halve(_, limits):
+        low, high = limits
+        middle = (low + high) / 2
+        return jnp.where(fits(middle), middle, low), jnp.where(fits(middle), high, middle)
+
+    low, _ = jax.lax.fori_loop(0, 24, halve, (jnp.float32(-1.0), jnp.float32(1.0)))
+    return jnp.where(fits(jnp.float32(1.0)), bits_of(jnp.float32(1.0)), bits_of(low))
+
+
+def by_energy(energies: Array) -> Callable[[Array], Array]:
+    """Returns t -> bits of reverse water-filling: half a bit more for twice the energy, 0 to 8 as t goes from -1 to 1.
+
+    Of rows with equal energies the first get the next bit first.
+
+    Args:
+        energies: float32 [n], mean square of every row or of its group, >= 0.
+    """
+    n, peak = energies.shape[0], jnp.max(energies)
+    score = 0.5 * jnp.log2(jnp.maximum(energies / jnp.where(peak > 0, peak, 1.0), 2.0**-60)) - jnp.arange(float(n)) / n
+    # A row without energy needs no bit; the others all have 8 at the highest level.
+    lowest = jnp.min(jnp.where(energies > 0, score, 0.0))
+
+    def bits_of(t):
+        level = (t + 1) / 2 * (MOST_BITS + 1 - lowest)
+        return jnp.where(energies > 0, jnp.clip(jnp.floor(score + level), 0, MOST_BITS).astype(jnp.int32), 0)
+
+    return bits_of
+
+
+def mean_squares(rows: Array) -> Array:
+    """Returns the mean square of every row, [n], over the square of the largest entry: it never overflows."""
+    return jnp.mean(jnp.square(rows / jnp.maximum(jnp.max(jnp.abs(rows)), jnp.finfo(jnp.float32).tiny)), axis=1)
+
+
+def dct_matrix(n: int) -> Array:
+    """Returns the orthonormal DCT-II as a float32 matrix [n, n]: row k is the k-th cosine."""
+    k, i = jnp.arange(float(n))[:, None], jnp.arange(float(n))[None, :]
+    scale = jnp.where(k == 0, (1 / n) ** 0.5, (2 / n) ** 0.5)
+    return (scale * jnp.cos(jnp.pi * (2 * i + 1) * k / (2 * n))).astype(jnp.float32)
+
+
+def frequencies(shape: Shape) -> tuple[Callable[[Array], Array], Callable[[Array], Array], Any, tuple[int, int]]:
+    """Returns (forward, inverse, order, (n, w)) of the DCT along the axes that have frequencies.
+
+    Images [B, H, W, C] have them along H and W, tokens [B, T, D] along T, vectors [B, D] along D. `forward` gives rows
+    [n, w], one a frequency, from low to high (zigzag: by the sum of both indices); `order` is int [n], that sum.
+
+    Args:
+        shape: a cut tensor's.
+    """
+    batch, *rest = shape
+    height, width, channels = {1: (1, rest[0], 1), 2: (rest[0], 1, rest[-1])}.get(len(rest), tuple(rest))  # type: ignore[misc]
+    u, v = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
+    zigzag = jnp.argsort((u + v).reshape(-1), stable=True)
+    vertical, horizontal = dct_matrix(height), dct_matrix(width)
+    exact = jax.lax.Precision.HIGHEST
+
+    def forward(x):
+        x = x.reshape(batch, height, width, channels)
+        x = jnp.einsum("uh,vw,bhwc->uvbc", vertical, horizontal, x, precision=exact)
+        return x.reshape(height * width, batch * channels)[zigzag]
+
+    def inverse(rows):
+        rows = jnp.zeros_like(rows).at[zigzag].set(rows).reshape(height, width, batch, channels)
+        return jnp.einsum("uh,vw,uvbc->bhwc", vertical, horizontal, rows, precision=exact).reshape(shape)
+
+    return forward, inverse, (u + v).reshape(-1)[zigzag], (height * width, batch * channels)
+
+
+def by_group(values: Array, group: Array, num_groups: int) -> Array:
+    """Returns the mean of the values [n] over every group, [g]; 0 for a group without rows."""
+    counts = jax.ops.segment_sum(jnp.ones(group.shape), group, num_groups)
+    return jax.ops.segment_sum(values, group, num_groups) / jnp.maximum(counts, 1)
+
+
+def _ranges(rows: Array, group: Array, num_groups: int) -> dict[str, Array]:
+    """Returns least and largest entry, mean and standard deviation of every group; zeros for a group without rows."""
+    mean = by_group(jnp.mean(rows, axis=1), group, num_groups)
+    # Squares of numbers about 1 never overflow.
+    peak = jnp.maximum(jnp.max(jnp.abs(rows)), jnp.finfo(jnp.float32).tiny)
+    squares = jnp.mean(jnp.square((rows - mean[group][:, None]) / peak), axis=1)
+    low = jax.ops.segment_min(jnp.min(rows, axis=1), group, num_groups)
+    high = jax.ops.segment_max(jnp.max(rows, axis=1), group, num_groups)
+    is_used = jax.ops.segment_sum(jnp.ones(group.shape), group, num_groups) > 0
+    return {
+        "low": jnp.where(is_used, low, 0.0),
+        "high": jnp.where(is_used, high, 0.0),
+        "mean": mean,
+        "deviation": peak * jnp.sqrt(by_group(squares, group, num_groups)),
+    }
+
+
+def _levels(ranges: dict[str, Array], group: Array, bits_n: Array) -> tuple[Array, Array, Array]:
+    """Returns (first level, last level, mean) of every row, [n, 1].
+
+    The levels are those of the best uniform quantiser of a Laplace distribution about the group's mean, as far as the
+    group's entries reach: between least and largest entry, few bits would leave no level where most entries are.
+    """
+    low, high, mean, deviation = (ranges[name][group] for name in RANGES)
+    reach = deviation * jnp.asarray(LAST_LEVEL)[bits_n]
+    return jnp.maximum(low, mean - reach)[:, None], jnp.minimum(high, mean + reach)[:, None], mean[:, None]
+
+
+def _last_code(bits_n: Array) -> Array:
+    """Returns 2**bits - 1, as float32, at least 1."""
+    return jnp.maximum(jnp.left_shift(1, bits_n) - 1, 1).astype(jnp.float32)
+
+
+def _empty(spec: jax.ShapeDtypeStruct | Array, size: tuple[int, int], num_groups: int) -> Banded:
+    (n, width), limits = size, jax.ShapeDtypeStruct((num_groups,), jnp.float32)
+    arrays: dict[str, Any] = {
+        "rank": jax.ShapeDtypeStruct((), jnp.int32),
+        "group": jax.ShapeDtypeStruct((n,), jnp.uint8),
+        "bits": jax.ShapeDtypeStruct((n,), jnp.uint8),
+        "planes": jax.ShapeDtypeStruct((MOST_BITS * n, -(-width // 8)), jnp.uint8),
+        **dict.fromkeys(RANGES, limits),
+    }
+    return Banded(**arrays, shape=tuple(spec.shape), dtype=layout.DTYPES.index(str(spec.dtype)), width=width)
