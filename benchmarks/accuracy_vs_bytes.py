@@ -15,26 +15,65 @@ from typing import Any
 import runs
 
 RATIOS = (8, 16, 32, 64, 128)
-SETTINGS: dict[str, dict[str, Any]] = {
-    "nsc_sl": {},
-}
-"""What is not default, by method, found by the same small search (`docs/results.md`)."""
+EVAL_EVERY = 100
 
 UNLIMITED_RANK = 1 << 20
 """`max_rank` out of the way: the trainer clips it to what the budget can reach."""
 
+SPARSE_UP = 29 / 45
+"""Share of both directions' bytes that goes up where the gradient has the activations' support: values of 16 bits, and
+indices of 13 bits on the way up alone."""
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "nsc_sl": {},
+    "truncated_svd": {"factor_bits": 4},
+    "powersgd": {"error_feedback": "false"},
+    "dct": {},
+    "sl_acc": {"groups": 8},
+    "sl_fac": {"threshold": 0.6},
+    "splitfc": {"bits": 2},
+    "fedlite": {},
+    "top_k": {},
+    "rand_top_k": {"alpha": 0.1},
+    "ef21_top_k": {},
+    "power_quant": {},
+    "uniform": {},
+    "aq_sgd": {},
+    "c3_sl": {},
+    "fp16": {},
+}
+"""What is not default, by method; found by the same small search for all (`benchmarks/peers.py`)."""
+
+SUBVECTORS = {8: (2, 2), 16: (4, 4), 32: (32, 64), 64: (32, 64), 128: (64, 64)}
+"""FedLite's length of a subvector by ratio, up and down."""
+
+
+def directions(method: str, ratio: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the settings of the uplink and of the downlink whose frames together keep to the ratio."""
+    common = {"method": method, "ratio": ratio, "max_rank": UNLIMITED_RANK} | SETTINGS[method]
+    if method in ("top_k", "rand_top_k"):
+        shares = SPARSE_UP, 1 - SPARSE_UP
+        up, down = (common | {"ratio": round(ratio / (2 * share), 3)} for share in shares)
+        return up, down
+    if method == "fedlite":
+        up, down = (common | {"subvector": length} for length in SUBVECTORS[ratio])
+        return up, down
+    if method == "splitfc" and ratio == min(RATIOS):
+        common |= {"bits": 3}
+    return common, common
+
 
 def cells(ratios: tuple[int, ...] = RATIOS) -> dict[str, dict[str, Any]]:
     """Returns the grid: overrides by cell, of every method at every ratio, and of training without compression."""
-    common = {"train.eval_every": 100}
-    grid = {"none": common | {"compress.up.method": "identity", "compress.down.method": "identity"}}
-    for method, settings in SETTINGS.items():
+    grid: dict[str, dict[str, Any]] = {"none": {"compress.up.method": "identity", "compress.down.method": "identity"}}
+    for method in SETTINGS:
         for ratio in ratios:
-            both = {"method": method, "ratio": ratio, "max_rank": UNLIMITED_RANK} | settings
-            grid[f"{method} {ratio}x"] = common | {
-                f"compress.{way}.{key}": value for way in ("up", "down") for key, value in both.items()
+            grid[f"{method} {ratio}x"] = {
+                f"compress.{way}.{key}": value
+                for way, settings in zip(("up", "down"), directions(method, ratio))
+                for key, value in settings.items()
             }
-    return grid
+    return {name: {"train.eval_every": EVAL_EVERY} | overrides for name, overrides in grid.items()}
 
 
 def main() -> None:
