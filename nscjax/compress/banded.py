@@ -162,16 +162,18 @@ def most_within(bits_of: Callable[[Array], Array], num_planes: Array) -> Array:
         num_planes: int32 scalar.
     """
 
-    def fits(t):
-        return jnp.sum(bits_of(t)) <= num_planes
-
-    def halve(_, limits):
-        low, high = limits
+    def halve(_, carry):
+        low, high, bits = carry
         middle = (low + high) / 2
-        return jnp.where(fits(middle), middle, low), jnp.where(fits(middle), high, middle)
+        # Made once, then counted and kept: fused into both, rounding could count other bits than are kept.
+        tried = jax.lax.optimization_barrier(bits_of(middle))
+        fits = jnp.sum(tried) <= num_planes
+        return jnp.where(fits, middle, low), jnp.where(fits, high, middle), jnp.where(fits, tried, bits)
 
-    low, _ = jax.lax.fori_loop(0, 24, halve, (jnp.float32(-1.0), jnp.float32(1.0)))
-    return jnp.where(fits(jnp.float32(1.0)), bits_of(jnp.float32(1.0)), bits_of(low))
+    # A little beyond 1, so that 1 itself is tried, as good as.
+    limits = jnp.float32(-1.0), jnp.float32(1.0 + 2.0**-12)
+    *_, bits = jax.lax.fori_loop(0, 26, halve, (*limits, jnp.zeros_like(bits_of(limits[0]))))
+    return bits
 
 
 def by_energy(energies: Array) -> Callable[[Array], Array]:

@@ -112,7 +112,8 @@ def fedlite(
         return layout.frame_bytes(_empty(spec, subvector, most), rank=bits or 1)
 
     def penalty(x, x_hat):
-        return weight / 2 * jnp.sum(jnp.square(x.astype(jnp.float32) - jax.lax.stop_gradient(x_hat)))
+        lost = x.astype(jnp.float32) - jax.lax.stop_gradient(x_hat).astype(jnp.float32)
+        return weight / 2 * jnp.sum(jnp.square(lost)) / x.shape[0]
 
     return Compressor(init, compress, decompress, layout.num_bytes, min_bytes, penalty=penalty if weight > 0 else None)
 

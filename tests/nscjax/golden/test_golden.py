@@ -12,10 +12,30 @@ import pytest
 
 from nscjax import compress, layout, wire
 from nscjax.compress.base import Dense
-from nscjax.compress.low_rank import decompress
 
 HERE = pathlib.Path(__file__).parent
-NAMES = ("dense_float32", "dense_bfloat16", "low_rank_4", "low_rank_8", "low_rank_16", "low_rank_empty")
+SHAPE = (3, 2, 4, 5)
+SUPPORT = np.random.default_rng(1).random(SHAPE) < 0.4
+SUPPORT[:] = SUPPORT[:1]  # as many entries of every sample
+METHODS = {
+    **{
+        f"low_rank_{bits}": compress.nsc_sl(max_rank=4, energy=1.0, factor_bits=bits, view="BH,WC")
+        for bits in (4, 8, 16)
+    },
+    "low_rank_empty": compress.nsc_sl(max_rank=4, energy=1.0, factor_bits=8, view="BH,WC"),
+    "quantised": compress.METHODS["uniform"](),
+    "sparse": compress.METHODS["top_k"](),
+    "sparse_values": compress.METHODS["top_k"](),
+    "banded": compress.METHODS["dct"](),
+    "half": compress.METHODS["fp16"](),
+    "superposed": compress.METHODS["c3_sl"](),
+    "codebook": compress.METHODS["fedlite"](subvector=3, most_bits=3),
+    "columns": compress.METHODS["splitfc"](bits=3),
+}
+"""Compressors whose payloads are stored; `Dense` needs none."""
+NAMES = ("dense_float32", "dense_bfloat16", *METHODS)
+RANKS = {"low_rank_empty": 0, "quantised": 11, "sparse": 7, "sparse_values": 5, "banded": 29, "half": 1,
+         "superposed": 2, "codebook": 2, "columns": 9}  # fmt: skip
 
 
 def path(name, suffix):
@@ -28,9 +48,16 @@ def stored(name):
         return path(name, "frame").read_bytes(), dict(file)
 
 
-@jax.jit
-def x_hat_of(payload):
-    return payload.values if isinstance(payload, Dense) else decompress(payload, (), None)[0]
+def x_hat_of(name, payload):
+    if isinstance(payload, Dense):
+        return payload.values
+    _, dec = METHODS[name].init(jax.random.key(0), jax.ShapeDtypeStruct(SHAPE, jnp.float32))
+    return jax.jit(METHODS[name].decompress)(jax.tree.map(jnp.asarray, payload), dec, side_of(name, 0))[0]
+
+
+def side_of(name, budget_bytes):
+    support = SUPPORT if name == "sparse_values" else None
+    return compress.SideInfo(jax.random.key(1), budget_bytes, support=support)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -54,7 +81,7 @@ def test_a_stored_frame_is_made_again_to_the_byte(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_stored_frame_stands_for_the_same_tensor(name):
     frame, arrays = stored(name)
-    x_hat = x_hat_of(wire.decode(frame))
+    x_hat = x_hat_of(name, wire.decode(frame))
     np.testing.assert_allclose(np.asarray(x_hat, np.float32), arrays["x_hat"], rtol=1e-5, atol=1e-6)
 
 
@@ -68,18 +95,20 @@ def test_the_metadata_of_a_stored_frame(name):
     assert payload.scale.shape == (4,)
 
 
+@pytest.mark.parametrize("name", RANKS)
+def test_the_rank_of_a_stored_frame(name):
+    assert wire.decode(stored(name)[0]).rank == RANKS[name]
+
+
 def made(name):
     """Returns the payload to store under `name`."""
-    x = np.random.default_rng(0).normal(size=(3, 2, 4, 5)).astype(np.float32)
-    kind, variant = name.rsplit("_", 1)
-    if kind == "dense":
-        return Dense(values=jnp.asarray(x, variant))
-    bits = 8 if variant == "empty" else int(variant)
-    compressor = compress.nsc_sl(max_rank=4, energy=1.0, factor_bits=bits, view="BH,WC")
-    enc, _ = compressor.init(jax.random.key(0), jax.ShapeDtypeStruct(x.shape, x.dtype))
-    empty, _ = compressor.compress(jnp.asarray(x), enc, compress.SideInfo(jax.random.key(1), 0))
-    budget_bytes = 0 if variant == "empty" else layout.frame_bytes(empty, rank=3)
-    return compressor.compress(jnp.asarray(x), enc, compress.SideInfo(jax.random.key(1), budget_bytes))[0]
+    x = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+    if name.startswith("dense"):
+        return Dense(values=jnp.asarray(x, name.split("_")[1]))
+    enc, _ = METHODS[name].init(jax.random.key(0), jax.ShapeDtypeStruct(x.shape, x.dtype))
+    empty, _ = METHODS[name].compress(jnp.asarray(x), enc, side_of(name, 0))
+    budget_bytes = layout.frame_bytes(empty, rank=RANKS.get(name, 3))
+    return METHODS[name].compress(jnp.asarray(x), enc, side_of(name, budget_bytes))[0]
 
 
 def store(name):
@@ -87,7 +116,7 @@ def store(name):
     frame = wire.encode(made(name))
     payload = wire.decode(frame)
     arrays = {field.name: getattr(payload, field.name) for field in layout.array_fields(type(payload))}
-    arrays["x_hat"] = np.asarray(x_hat_of(payload))
+    arrays["x_hat"] = np.asarray(x_hat_of(name, payload))
     widened = {key: v.astype(np.float32) if v.dtype == jnp.bfloat16 else v for key, v in arrays.items()}
     with path(name, "frame").open("xb") as file:
         file.write(frame)
