@@ -60,6 +60,11 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
         "cifar10_bench",
         {
             **{f"ratio {ratio}": both(ratio=ratio) for ratio in (16, 64, 100, 160)},
+            **{
+                f"ratio {ratio} view {view}": both(ratio=ratio, view=view)
+                for ratio in (128, 32)
+                for view in ("BC,HW", "BH,WC")
+            },
             "8 bits": both(factor_bits=8),
             "energy 0.9": both(energy=0.9),
         },
