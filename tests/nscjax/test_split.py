@@ -24,10 +24,10 @@ def descend(params, grads):
     return jax.tree.map(lambda p, g: p - LEARNING_RATE * g, params, grads)
 
 
-def assert_same(tree, other):
+def assert_same(tree, other, to_the_bit=True):
     """Equal to the last bit on a CPU, and to rounding on other machines, whose compilers fuse as they please."""
     assert jax.tree.structure(tree) == jax.tree.structure(other)
-    if jax.default_backend() == "cpu":
+    if jax.default_backend() == "cpu" and to_the_bit:
         jax.tree.map(np.testing.assert_array_equal, tree, other)
     else:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), tree, other)
@@ -52,7 +52,24 @@ SETUPS = {
             down=compress.error_feedback(compress.nsc_sl(max_rank=3), decay=0.9),
         ),
     ),
+    "convolutional, gradient on the activations' support": (
+        networks.convolutional,
+        (6, 6, 2),
+        (),
+        lambda: compress.Duplex(up=compress.METHODS["rand_top_k"](), down=compress.METHODS["top_k"]()),
+    ),
+    "perceptron with running states and a penalty": (
+        networks.counting,
+        (10,),
+        networks.FRESH,
+        lambda: compress.Duplex(
+            up=compress.METHODS["fedlite"](subvector=2, most_bits=4, weight=0.1),
+            down=compress.METHODS["power_quant"](),
+        ),
+    ),
 }
+PENALISED = {"perceptron with running states and a penalty"}
+"""What the cut layer refuses: a penalty is the client's own affair."""
 
 
 class Setup:
@@ -171,11 +188,13 @@ def computed(step):
 def test_two_parties_compute_what_the_fused_step_computes(name):
     history, _ = trained_by_messages(name)
     for (fused, *parties), (messages, *other_parties) in zip(trained_fused(name), history, strict=True):
-        assert_same(computed(fused), messages)
-        assert_same(parties, other_parties)
+        # The gradient of a penalty is fused into the client's backward pass or is not.
+        to_the_bit = name not in PENALISED
+        assert_same(computed(fused), messages, to_the_bit)
+        assert_same(parties, other_parties, to_the_bit)
 
 
-@pytest.mark.parametrize("name", SETUPS)
+@pytest.mark.parametrize("name", sorted(SETUPS.keys() - PENALISED))
 def test_one_loss_with_the_cut_in_it_computes_what_the_fused_step_computes(name):
     history = trained_fused(name)[:ORDINARY]
     steps, params, states, state = trained_by_one_loss(name)

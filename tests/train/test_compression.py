@@ -149,3 +149,32 @@ def test_keys_without_effect_are_not_among_those_used():
     assert "feedback_decay" not in nsc_sl
     assert "feedback_decay" in compression.used_keys("up", DirectionConfig(feedback="across_steps"))
     assert compression.used_keys("up", DirectionConfig(method="identity")) == {"method", "feedback"}
+
+
+@pytest.mark.parametrize("method", sorted(compress.METHODS))
+def test_every_method_is_built_from_the_config(method):
+    built = build(DirectionConfig(method=method, ratio=None if method in ("identity", "fp16") else 4.0))
+    enc, dec = built.compressor.init(jax.random.key(0), SPEC)
+    side = compress.SideInfo(jax.random.key(1), built.cap_bytes, jnp.arange(8, dtype=jnp.int32))
+    payload, _ = built.compressor.compress(X, enc, side)
+    assert built.compressor.decompress(payload, dec, side)[0].shape == X.shape
+    assert len(wire.encode(payload)) <= built.cap_bytes
+
+
+def test_a_peers_parameters_are_keys_of_the_config():
+    built = build(DirectionConfig(method="rand_top_k", alpha=0.3, k=5))
+    assert built.settings == {"alpha": 0.3, "k": 5}
+    assert build(DirectionConfig(method="aq_sgd", bits=2)).settings == {"bits": 2, "num_samples": 100}
+
+
+def test_every_parameter_of_every_method_can_be_configured():
+    keys = {field.name for field in dataclasses.fields(DirectionConfig)} | {"num_samples", "most_bits"}
+    for method in compress.METHODS:
+        assert compression.parameters("up", DirectionConfig(method=method)) <= keys
+
+
+def test_a_fixed_rate_that_the_budget_does_not_afford_is_refused():
+    with pytest.raises(
+        InputError, match=r"budget of a frame .* at least \d+ bytes\. Lower compress\.up\.ratio to 7 or"
+    ):
+        build(DirectionConfig(method="uniform", bits=4, ratio=8.0))

@@ -623,3 +623,15 @@ def test_handlers_are_put_back():
     with loop._Signals():
         assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] != before
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize("method", ["top_k", "splitfc", "fedlite", "aq_sgd"])
+def test_peers_train(tmp_path, method):
+    """Those that share a support, add a penalty or keep caches of samples."""
+    direction = configs.DirectionConfig(method=method)
+    config = own_config(tmp_path / "run", steps=6)
+    config = dataclasses.replace(config, compress=configs.CompressConfig(direction, direction))
+    fitted = loop.fit(config, own_dataset(), *own_model())
+    assert fitted.exit_code == 0
+    assert all(line["up_skipped"] == line["down_skipped"] == 0 for line in lines(tmp_path / "run", "train"))
+    assert all(line["up_rank"] >= 1 for line in lines(tmp_path / "run", "train"))
