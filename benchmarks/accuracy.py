@@ -62,7 +62,7 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
             **{f"ratio {ratio}": both(ratio=ratio) for ratio in (16, 64, 100, 160)},
             **{
                 f"ratio {ratio} view {view}": both(ratio=ratio, view=view)
-                for ratio in (128, 32)
+                for ratio in (128, 64, 32, 16, 8)
                 for view in ("BC,HW", "BH,WC")
             },
             "8 bits": both(factor_bits=8),
