@@ -67,7 +67,7 @@ def cells(ratios: tuple[int, ...] = RATIOS) -> dict[str, dict[str, Any]]:
     """Returns the grid: overrides by cell, of every method at every ratio, and of training without compression."""
     grid: dict[str, dict[str, Any]] = {"none": {"compress.up.method": "identity", "compress.down.method": "identity"}}
     for method in SETTINGS:
-        for ratio in ratios:
+        for ratio in (1,) if method == "fp16" else ratios:  # half precision has but one rate
             grid[f"{method} {ratio}x"] = {
                 f"compress.{way}.{key}": value
                 for way, settings in zip(("up", "down"), directions(method, ratio))

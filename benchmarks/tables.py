@@ -87,7 +87,57 @@ def distortion(rows: dict[str, Any]) -> list[list[str]]:
     return table
 
 
-SHAPES: dict[str, Callable[[Any], list[list[str]]]] = {"step": step, "factorise": factorise, "distortion": distortion}
+def accuracy_vs_bytes(rows: dict[str, Any]) -> list[list[str]]:
+    """Returns the grid: a line a method, a column a ratio; accuracy, its standard error and the real ratio."""
+    cells = rows["cells"]
+    ratios = sorted({int(name.split()[1][:-1]) for name in cells if " " in name})
+
+    def text(cell: dict[str, Any] | None) -> str:
+        if cell is None:
+            return ""
+        if "refused" in cell:
+            return "no such frame"
+        error = cell["accuracy_standard_error"]
+        spread = "" if error is None else f" ± {100 * error:.2f} ({len(cell['runs'])})"
+        return f"{100 * cell['accuracy_mean']:.2f}{spread} at {cell['ratio']:.1f}x"
+
+    methods = dict.fromkeys(name.split()[0] for name in cells if " " in name)
+    table = [["method", *(f"{ratio}x" for ratio in ratios)]]
+    table += [[method, *(text(cells.get(f"{method} {ratio}x")) for ratio in ratios)] for method in methods]
+    if "none" in cells:
+        table.append(["none", text(cells["none"]), *[""] * (len(ratios) - 1)])
+    return table
+
+
+def time_to_target(rows: dict[str, Any]) -> list[list[str]]:
+    """Returns a line a method: the seconds of its fastest cell on every trace."""
+    cells = rows["cells"]
+    traces = list(next(iter(cells.values()))["seconds"])
+    table = [["method", *traces]]
+    for method in dict.fromkeys(name.split()[0] for name in cells):
+        own = {name: cell["seconds"] for name, cell in cells.items() if name.split()[0] == method and cell["steps"]}
+        best = [min(((seconds[trace], name) for name, seconds in own.items()), default=None) for trace in traces]
+        table.append(
+            [
+                method,
+                *("never" if b is None else f"{b[0]:,.0f} s" + b[1][len(method) :].replace(" ", " @ ") for b in best),
+            ]
+        )
+    return table
+
+
+SHAPES: dict[str, Callable[[Any], list[list[str]]]] = {
+    "step": step,
+    "factorise": factorise,
+    "distortion": distortion,
+    "accuracy_vs_bytes": accuracy_vs_bytes,
+    "time_to_target": time_to_target,
+}
+
+
+def shape_of(name: str) -> Callable[[Any], list[list[str]]]:
+    """Returns the table's maker: that of the results file's name or of its beginning; by default `accuracy`."""
+    return next((make for beginning, make in SHAPES.items() if name.startswith(beginning)), accuracy)
 
 
 def render(name: str) -> str:
@@ -96,7 +146,7 @@ def render(name: str) -> str:
     if not path.exists():
         return "Not measured yet.\n"
     result = json.loads(path.read_text())
-    header, *lines = SHAPES.get(name, accuracy)(result["rows"])
+    header, *lines = shape_of(name)(result["rows"])
     table = [f"| {' | '.join(header)} |", "|" + "---|" * len(header), *(f"| {' | '.join(line)} |" for line in lines)]
     machine = f"{result['machine']['cpu']}, {result['machine']['cores']} cores"
     source = f"`{result['command']}`; {machine}; jax {result['versions']['jax']}; {result['date']}."

@@ -1,0 +1,119 @@
+"""Every method on captured cut tensors: distortion at equal bytes, and the time of its device part over a step's.
+
+    python benchmarks/capture.py --data_dir DIR
+    python benchmarks/peers.py [--config configs/cifar10_bench.toml] [--rounds 10]
+
+The captured tensors of each point in training are sent one after the other at every ratio; what counts is the mean over
+the warm messages. The device part is compressing and decompressing one message each way, at 32x (8x or 1x where that is
+the highest that the method has); it is timed in turn with the uncompressed step. It writes
+`benchmarks/results/peers.json`.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg  # noqa: F401  # loads LAPACK, so that its threads can be limited
+from accuracy_vs_bytes import RATIOS, SETTINGS, directions
+from capture import FOLDER
+from record import write
+from step import made_data, split_step
+from threadpoolctl import threadpool_limits
+
+from nscjax import compress, measure
+from nscjax.check import InputError
+from train import compression
+from train import config as configs
+
+COLD_MESSAGES = 2
+TIMED_RATIOS = (32, 8, 1)
+VIEW = "BC,HW"
+
+
+def direction(method: str, way: int, ratio: int, spec: jax.ShapeDtypeStruct) -> compression.Direction:
+    """Returns one direction of a method as the grid has it; raises an `InputError` where no frame is so small."""
+    settings = {"method": "identity"} if method == "identity" else dict(directions(method, ratio)[way])
+    settings |= {"error_feedback": False} if method == "powersgd" else {}
+    config = configs.DirectionConfig(**settings)
+    return compression.build(("up", "down")[way], config, VIEW, spec, spec.shape[0], 1 << 30)
+
+
+def sender(made: compression.Direction, spec: jax.ShapeDtypeStruct) -> tuple[Callable, Any]:
+    """Returns (jitted (x, states) -> (distortion, x_hat, states), first states)."""
+    side = compress.SideInfo(jax.random.key(1), made.cap_bytes, jnp.arange(spec.shape[0], dtype=jnp.int32))
+
+    def send(x, states):
+        payload, enc = made.compressor.compress(x, states[0], side)
+        x_hat, dec = made.compressor.decompress(payload, states[1], side)
+        return measure.distortion(x, x_hat), x_hat, (enc, dec)
+
+    states = made.compressor.init(jax.random.key(0), spec)
+    return jax.jit(send).lower(spec, states).compile(), states
+
+
+def distortions(method: str, series: dict[str, np.ndarray], spec: jax.ShapeDtypeStruct) -> dict[str, Any]:
+    """Returns direction -> ratio -> mean distortion over its series, null where the method has no such frame."""
+    found: dict[str, Any] = {}
+    for way, name in enumerate(("up", "down")):
+        found[name] = {}
+        for ratio in RATIOS:
+            try:
+                send, first = sender(direction(method, way, ratio, spec), spec)
+            except InputError:
+                found[name][str(ratio)] = None
+                continue
+            lost = []
+            for tensors in (tensors for key, tensors in series.items() if key.startswith(name)):
+                states = first
+                for i, x in enumerate(tensors):
+                    distortion, _, states = send(x, states)
+                    lost += [float(distortion)] if i >= COLD_MESSAGES else []
+            found[name][str(ratio)] = statistics.mean(lost)
+    return found
+
+
+def main() -> None:
+    """Measures every method and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/cifar10_bench.toml")
+    parser.add_argument("--rounds", type=int, default=10)
+    options = parser.parse_args()
+    config = configs.from_toml(Path(options.config))
+    rows: dict[str, Any] = {}
+    with np.load(FOLDER / f"{Path(options.config).stem}.npz") as file, threadpool_limits(limits=1, user_api="blas"):
+        series = {name: file[name] for name in file.files}
+        tensors = next(iter(series.values()))
+        spec = jax.ShapeDtypeStruct(tensors.shape[1:], tensors.dtype)
+        alone = configs.CompressConfig(*[configs.DirectionConfig(method="identity")] * 2)
+        step, state, _, _ = split_step(dataclasses.replace(config, compress=alone), made_data((32, 32, 3), 10))
+        for method in SETTINGS:
+            row: dict[str, Any] = distortions(method, series, spec)
+            for ratio in TIMED_RATIOS:
+                try:
+                    senders = [sender(direction(method, way, ratio, spec), spec) for way in (0, 1)]
+                    break
+                except InputError:
+                    continue
+            shares = []
+            for _ in range(options.rounds):
+                started = time.perf_counter()
+                state, out = step(state)
+                jax.block_until_ready(out)
+                middle = time.perf_counter()
+                for way, (send, states) in zip(("up", "down"), senders):
+                    jax.block_until_ready(send(series[f"{way}_250"][-1], states))
+                shares.append((time.perf_counter() - middle) / (middle - started))
+            rows[method] = row | {"timed_ratio": ratio, "device_part_over_step": statistics.median(shares[2:])}
+            print(method, rows[method], flush=True)
+    write("peers", {"config": Path(options.config).name, "view": VIEW, "methods": rows}, seeds=[0])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Time to a target accuracy on recorded links: every cell of accuracy_vs_bytes over every trace, on the virtual clock.
+
+    python benchmarks/time_to_target.py CONFIG --traces DIR [--target 0.5] [--step_s 0.1] [--latency_ms 30]
+
+No run is made: the steps that a cell needed for the target come from its evaluations (linear between them, mean over
+its seeds), its frames' bytes from its totals; both directions go over the same trace, from its beginning. It writes
+`benchmarks/results/time_to_target_CONFIG.json`: seconds by cell and trace, null for a cell that never got there.
+"""
+
+import argparse
+import functools
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from record import RESULTS, write
+
+from nscjax import link as links
+
+
+def steps_to(target: float, evals: list[dict[str, Any]], chance: float) -> float | None:
+    """Returns the step at which the accuracy reached the target, or None if it never did."""
+    step, accuracy = 0, chance
+    for line in evals:
+        if line["accuracy"] >= target:
+            return step + (line["step"] - step) * max(0.0, target - accuracy) / (line["accuracy"] - accuracy)
+        step, accuracy = line["step"], line["accuracy"]
+    return None
+
+
+@functools.partial(jax.jit, static_argnames="num_steps")
+def seconds_of(
+    trace: links.Trace, up_bytes: jax.Array, down_bytes: jax.Array, step_s: float, latency_s: float, num_steps: int
+) -> jax.Array:
+    """Returns when each of `num_steps` steps has ended, [num_steps] seconds."""
+    link = links.Link(trace, trace, latency_s, latency_s, step_s, step_s)
+    estimator = links.ewma()
+
+    def one(carry, _):
+        state, elapsed = carry
+        state, up_s, down_s = links.exchange(link, estimator, state, up_bytes, down_bytes)
+        elapsed = elapsed + up_s + down_s + 2 * step_s
+        return (state, elapsed), elapsed
+
+    return jax.lax.scan(one, (links.init(link, estimator), jnp.float32(0)), length=num_steps)[1]
+
+
+def main() -> None:
+    """Plays every cell over every trace and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="of accuracy_vs_bytes")
+    parser.add_argument("--traces", type=Path, required=True, help="folder of CSV traces (time_s,mbit_per_s)")
+    parser.add_argument("--target", type=float, default=0.5, help="accuracy on the test set, cut compressed")
+    parser.add_argument("--chance", type=float, default=0.1, help="accuracy before the first step")
+    parser.add_argument("--step_s", type=float, default=0.1, help="seconds that either party computes in a step")
+    parser.add_argument("--latency_ms", type=float, default=30.0)
+    options = parser.parse_args()
+    found = json.loads((RESULTS / f"accuracy_vs_bytes_{options.config}.json").read_text())["rows"]["cells"]
+    traces = {path.stem: links.read_trace(path) for path in sorted(options.traces.glob("*.csv"))}
+    rows: dict[str, dict[str, Any]] = {}
+    for name, cell in found.items():
+        runs = cell.get("runs", [])
+        steps = [steps_to(options.target, run["evals"], options.chance) for run in runs]
+        if not runs or any(step is None for step in steps):
+            rows[name] = {"steps": None, "seconds": dict.fromkeys(traces)}
+            continue
+        total = runs[0]["steps"]
+        up, down = (
+            jnp.int32(statistics.mean(run[f"total_{way}_bytes"] / run["steps"] for run in runs))
+            for way in ("up", "down")
+        )
+        mean_steps = statistics.mean(step for step in steps if step is not None)
+        seconds = {
+            trace: float(
+                seconds_of(link, up, down, options.step_s, options.latency_ms / 1000, total)[int(mean_steps) - 1]
+            )
+            for trace, link in traces.items()
+        }
+        rows[name] = {"steps": mean_steps, "seconds": seconds}
+        print(name, round(mean_steps), {trace: round(value) for trace, value in seconds.items()}, flush=True)
+    facts = {"config": options.config, "target": options.target, "step_s": options.step_s}
+    seeds = sorted({run["seed"] for cell in found.values() for run in cell.get("runs", [])})
+    write(f"time_to_target_{options.config}", facts | {"latency_ms": options.latency_ms, "cells": rows}, seeds=seeds)
+
+
+if __name__ == "__main__":
+    main()
