@@ -25,7 +25,7 @@ SPARSE_UP = 29 / 45
 indices of 13 bits on the way up alone."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "nsc_sl": {},
+    "nsc_sl": {"view": "BC,HW"},
     "truncated_svd": {"factor_bits": 4},
     "powersgd": {"error_feedback": "false"},
     "dct": {},
