@@ -44,6 +44,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 """What is not default, by method; found by the same small search for all (`benchmarks/peers.py`)."""
 
+METHODS = ("none", *SETTINGS, "bottlenet")
+"""All that the grid compares."""
+
+CHANNELS = 32
+"""Of the configs' cut."""
+
 SUBVECTORS = {8: (2, 2), 16: (4, 4), 32: (32, 64), 64: (32, 64), 128: (64, 64)}
 """FedLite's length of a subvector by ratio, up and down."""
 
@@ -73,6 +79,10 @@ def cells(ratios: tuple[int, ...] = RATIOS) -> dict[str, dict[str, Any]]:
                 for way, settings in zip(("up", "down"), directions(method, ratio))
                 for key, value in settings.items()
             }
+    for ratio in ratios:
+        # Half the height and width, half precision: 8 times fewer bytes with all channels.
+        half = {f"compress.{way}.method": "fp16" for way in ("up", "down")}
+        grid[f"bottlenet {ratio}x"] = half | {"model.bottleneck": CHANNELS * 8 // ratio}
     return {name: {"train.eval_every": EVAL_EVERY} | overrides for name, overrides in grid.items()}
 
 
@@ -81,13 +91,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="name of a config in configs/, such as cifar10_bench")
     parser.add_argument("--data_dir", help="folder of the data set; by default the config's")
-    parser.add_argument("--methods", nargs="*", choices=("none", *SETTINGS), help="only these; by default all")
+    parser.add_argument("--methods", nargs="*", choices=METHODS, help="only these; by default all")
     parser.add_argument("--ratios", nargs="*", type=int, choices=RATIOS, default=RATIOS, help="only these")
     parser.add_argument("--seeds", type=int, default=1, help="seeds 0 to N-1")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on its share of the cores")
     parser.add_argument("--out", type=Path, default=runs.RUNS, help="where the runs are kept")
     options = parser.parse_args()
-    methods = options.methods or ("none", *SETTINGS)
+    methods = options.methods or METHODS
     chosen = [name for name in cells(tuple(options.ratios)) if name.split()[0] in methods]
     runs.make(
         f"accuracy_vs_bytes_{options.config}",

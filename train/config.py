@@ -58,12 +58,14 @@ class ModelConfig:
         width: channels (or features) of its first stage, 1 to 65536.
         cut: the stage that is the client's last; a wrong one is answered with the network's stages.
         norm: the normalisation layer, `batch` or `group`.
+        bottleneck: channels of a learned bottleneck at the cut (BottleNet++), at least 1; by default none.
     """
 
     name: str = "resnet8"
     width: int = 16
     cut: str = "stage2"
     norm: str = "batch"
+    bottleneck: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,7 +274,7 @@ _NOUNS = {int: "a whole number", float: "a finite number", bool: "true or false"
 _RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ("a whole number in [0, 2**32)", lambda value: 0 <= value < 2**32, ("seed",)),
     ("a number in (0, 1]", lambda value: 0 < value <= 1, ("energy", "feedback_decay", "alpha", "threshold")),
-    ("a number >= 1", lambda value: value >= 1, ("rank", "k", "bits", "groups", "subvector")),
+    ("a number >= 1", lambda value: value >= 1, ("rank", "k", "bits", "groups", "subvector", "bottleneck")),
     ("a number in [0, 1)", lambda value: 0 <= value < 1, ("warmup",)),
     ("4, 8, 16", lambda value: value in (4, 8, 16), ("factor_bits",)),
     ("a number in [1, 100]", lambda value: 1 <= value <= 100, ("iterations",)),

@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from nscjax.check import at_least, one_of
+from nscjax.check import at_least, count, one_of
 from nscjax.models import stages as _stages
+from nscjax.models.bottleneck import bottlenet
 from nscjax.models.cnn import cnn
 from nscjax.models.layers import NORMS
 from nscjax.models.mlp import mlp
@@ -65,6 +66,7 @@ def build(
     num_classes: int,
     norm: str = "batch",
     dtype: DTypeLike = jnp.float32,
+    bottleneck: int | None = None,
 ) -> SplitModel:
     """Returns the functions of a network cut in two.
 
@@ -79,12 +81,12 @@ def build(
         num_classes: number of logits.
         norm: ``"batch"`` (running statistics as state) or ``"group"`` (no state).
         dtype: of the computation, float32 or bfloat16. Parameters and state are float32.
+        bottleneck: channels of a learned bottleneck at the cut (`nscjax.models.bottleneck`), or None for none.
 
     Raises:
-        InputError: name, cut, norm or a size is not among those allowed.
+        InputError: name, cut, norm or a size is not among those allowed, or the cut cannot have a bottleneck.
     """
-    stages = _make_stages(name, width, num_classes, norm, dtype)
-    client_stages, server_stages = _cut_stages(stages, cut)
+    client_stages, server_stages = _halves(name, width, cut, num_classes, norm, dtype, bottleneck)
 
     def half(stages: Stages) -> Callable[..., tuple[Array, Trees]]:
         def apply(params: Trees, state: Trees, x: Array, is_training: bool) -> tuple[Array, Trees]:
@@ -105,6 +107,7 @@ def init(
     num_classes: int,
     norm: str = "batch",
     dtype: DTypeLike = jnp.float32,
+    bottleneck: int | None = None,
 ) -> tuple[tuple[Trees, Trees], tuple[Trees, Trees]]:
     """Returns ``((client_params, client_state), (server_params, server_state))``.
 
@@ -123,13 +126,13 @@ def init(
         num_classes: as in `build`.
         norm: as in `build`.
         dtype: as in `build`.
+        bottleneck: as in `build`.
 
     Raises:
         InputError: as in `build`, or the model cannot take images of that size.
     """
-    stages = _make_stages(name, width, num_classes, norm, dtype)
-    client_stages, server_stages = _cut_stages(stages, cut)
-    variables = _stages.init(stages, key, x_spec)
+    client_stages, server_stages = _halves(name, width, cut, num_classes, norm, dtype, bottleneck)
+    variables = _stages.init(client_stages + server_stages, key, x_spec)
 
     def share(half: Stages) -> tuple[Trees, Trees]:
         params, state = ({n: tree[n] for n, _ in half if n in tree} for tree in variables)
@@ -146,8 +149,15 @@ def _make_stages(name: str, width: int, num_classes: int, norm: str, dtype: DTyp
     return make(width=width, num_classes=num_classes, norm=one_of("norm", norm, NORMS), dtype=dtype)
 
 
-def _cut_stages(stages: Stages, cut: str | None) -> tuple[Stages, Stages]:
+def _halves(
+    name: str, width: int, cut: str | None, num_classes: int, norm: str, dtype: DTypeLike, bottleneck: int | None
+) -> tuple[Stages, Stages]:
     """Returns the client's and the server's stages; the client has none where `cut` is None."""
+    stages = _make_stages(name, width, num_classes, norm, dtype)
     names = [stage_name for stage_name, _ in stages[:-1]]
     num_client_stages = 0 if cut is None else names.index(one_of("cut", cut, names)) + 1
-    return stages[:num_client_stages], stages[num_client_stages:]
+    client, server = stages[:num_client_stages], stages[num_client_stages:]
+    if bottleneck is None:
+        return client, server
+    encoder, decoder = bottlenet(client, count("bottleneck", bottleneck, 1), norm, dtype)
+    return client + encoder, decoder + server

@@ -241,7 +241,9 @@ def test_an_unknown_key_of_the_file(file, text, key, nearest):
 
 
 def test_an_unknown_key_lists_its_neighbours(file):
-    assert "allowed: model.name, model.width, model.cut, model.norm." in refusal("--config", file("model.x = 1\n"))
+    assert "allowed: model.name, model.width, model.cut, model.norm, model.bottleneck." in refusal(
+        "--config", file("model.x = 1\n")
+    )
     top = "allowed: seed, run_dir, overwrite, role, data, model, compress, link, train"
     assert top + "." in refusal("--config", file("x = 1\n"))
     assert top + ", config, print_config." in refusal("--config", file(), "--x", "1")

@@ -27,7 +27,8 @@ def set_up(config=OWN, dataset=None, model=None, views=None):
 def test_the_network_fits_the_data():
     dataset = runs.made_dataset()
     architecture = setup.architecture_of(NETWORK, dataset)
-    expected = {"name": "mlp", "width": 4, "cut": "hidden1", "norm": "batch", "num_classes": 3, "dtype": "float32"}
+    expected = {"name": "mlp", "width": 4, "cut": "hidden1", "norm": "batch", "bottleneck": None,
+                "num_classes": 3, "dtype": "float32"}  # fmt: skip
     assert architecture == expected
     model, client, server = setup.network(NETWORK, dataset)
     smashed, _ = model.client(*client, jnp.zeros((8, 8, 8, 1)), False)
