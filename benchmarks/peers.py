@@ -2,11 +2,13 @@
 
     python benchmarks/capture.py --data_dir DIR
     python benchmarks/peers.py [--config configs/cifar10_bench.toml] [--rounds 10]
+    python benchmarks/peers.py --search
 
 The captured tensors of each point in training are sent one after the other at every ratio; what counts is the mean over
 the warm messages. The device part is compressing and decompressing one message each way, at 32x (8x or 1x where that is
 the highest that the method has); it is timed in turn with the uncompressed step. It writes
-`benchmarks/results/peers.json`.
+`benchmarks/results/peers.json`. With `--search` it measures the distortion of every candidate setting instead, into
+`peers_search.json`: from these the grid's settings were chosen.
 """
 
 import argparse
@@ -35,13 +37,25 @@ from train import config as configs
 COLD_MESSAGES = 2
 TIMED_RATIOS = (32, 8, 1)
 VIEW = "BC,HW"
+CANDIDATES: dict[str, tuple[dict[str, Any], ...]] = {
+    "nsc_sl": tuple({"factor_bits": bits} for bits in (4, 8)),
+    "truncated_svd": tuple({"factor_bits": bits} for bits in (4, 8, 16)),
+    "sl_acc": tuple({"groups": groups} for groups in (2, 4, 8, 16)),
+    "sl_fac": tuple({"threshold": threshold} for threshold in (0.3, 0.5, 0.6, 0.7, 0.9)),
+    "splitfc": tuple({"bits": bits} for bits in (1, 2, 3, 4)),
+    "fedlite": tuple({"subvector": length} for length in (2, 4, 8, 16, 32, 64)),
+    "rand_top_k": tuple({"alpha": alpha} for alpha in (0.05, 0.1, 0.2)),
+}
+"""Settings tried, by method."""
 
 
-def direction(method: str, way: int, ratio: int, spec: jax.ShapeDtypeStruct) -> compression.Direction:
+def direction(
+    method: str, way: int, ratio: int, spec: jax.ShapeDtypeStruct, changes: dict[str, Any]
+) -> compression.Direction:
     """Returns one direction of a method as the grid has it; raises an `InputError` where no frame is so small."""
     settings = {"method": "identity"} if method == "identity" else dict(directions(method, ratio)[way])
     settings |= {"error_feedback": False} if method == "powersgd" else {}
-    config = configs.DirectionConfig(**settings)
+    config = configs.DirectionConfig(**settings | changes)
     return compression.build(("up", "down")[way], config, VIEW, spec, spec.shape[0], 1 << 30)
 
 
@@ -58,14 +72,16 @@ def sender(made: compression.Direction, spec: jax.ShapeDtypeStruct) -> tuple[Cal
     return jax.jit(send).lower(spec, states).compile(), states
 
 
-def distortions(method: str, series: dict[str, np.ndarray], spec: jax.ShapeDtypeStruct) -> dict[str, Any]:
+def distortions(
+    method: str, series: dict[str, np.ndarray], spec: jax.ShapeDtypeStruct, changes: dict[str, Any]
+) -> dict[str, Any]:
     """Returns direction -> ratio -> mean distortion over its series, null where the method has no such frame."""
     found: dict[str, Any] = {}
     for way, name in enumerate(("up", "down")):
         found[name] = {}
         for ratio in RATIOS:
             try:
-                send, first = sender(direction(method, way, ratio, spec), spec)
+                send, first = sender(direction(method, way, ratio, spec, changes), spec)
             except InputError:
                 found[name][str(ratio)] = None
                 continue
@@ -84,6 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/cifar10_bench.toml")
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--search", action="store_true", help="distortion of every candidate setting")
     options = parser.parse_args()
     config = configs.from_toml(Path(options.config))
     rows: dict[str, Any] = {}
@@ -91,13 +108,21 @@ def main() -> None:
         series = {name: file[name] for name in file.files}
         tensors = next(iter(series.values()))
         spec = jax.ShapeDtypeStruct(tensors.shape[1:], tensors.dtype)
+        if options.search:
+            for method, candidates in CANDIDATES.items():
+                for changes in candidates:
+                    name = " ".join([method, *(f"{key}={value}" for key, value in changes.items())])
+                    rows[name] = distortions(method, series, spec, changes)
+                    print(name, rows[name], flush=True)
+            write("peers_search", {"config": Path(options.config).name, "view": VIEW, "methods": rows}, seeds=[0])
+            return
         alone = configs.CompressConfig(*[configs.DirectionConfig(method="identity")] * 2)
         step, state, _, _ = split_step(dataclasses.replace(config, compress=alone), made_data((32, 32, 3), 10))
         for method in SETTINGS:
-            row: dict[str, Any] = distortions(method, series, spec)
+            row: dict[str, Any] = distortions(method, series, spec, {})
             for ratio in TIMED_RATIOS:
                 try:
-                    senders = [sender(direction(method, way, ratio, spec), spec) for way in (0, 1)]
+                    senders = [sender(direction(method, way, ratio, spec, {}), spec) for way in (0, 1)]
                     break
                 except InputError:
                     continue

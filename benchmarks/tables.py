@@ -128,12 +128,29 @@ def time_to_target(rows: dict[str, Any]) -> list[list[str]]:
     return table
 
 
+def peers(rows: dict[str, Any]) -> list[list[str]]:
+    """Returns the table of the peers' benchmark: a line a method, up / down distortion by ratio, and its time."""
+    methods = rows["methods"]
+    ratios = list(next(iter(methods.values()))["up"])
+
+    def text(row: dict[str, Any], ratio: str) -> str:
+        found = [row[way][ratio] for way in ("up", "down")]
+        return "no such frame" if None in found else " / ".join(f"{value:.3f}" for value in found)
+
+    table = [["method", *(f"{ratio}x" for ratio in ratios), "time over a step"]]
+    for name, row in methods.items():
+        timed = f"{row['device_part_over_step']:.2f} at {row['timed_ratio']}x" if "timed_ratio" in row else ""
+        table.append([name, *(text(row, ratio) for ratio in ratios), timed])
+    return table
+
+
 SHAPES: dict[str, Callable[[Any], list[list[str]]]] = {
     "step": step,
     "factorise": factorise,
     "distortion": distortion,
     "accuracy_vs_bytes": accuracy_vs_bytes,
     "time_to_target": time_to_target,
+    "peers": peers,
 }
 
 
