@@ -42,11 +42,20 @@ def draw(result: dict[str, Any], path: Path) -> None:
         style = {"color": "#0069a8", "linewidth": 2.5, "zorder": 3} if method == OURS else {
             "color": COLOURS[i % len(COLOURS)], "linewidth": 1.2}  # fmt: skip
         axes.errorbar(
-            megabytes, accuracy, error, marker=MARKERS[i % len(MARKERS)], ms=4, capsize=2, label=method, **style
+            megabytes,
+            accuracy,
+            error,
+            marker=MARKERS[(i + 3 * (i // len(COLOURS))) % len(MARKERS)],
+            ms=4,
+            capsize=2,
+            label=method,
+            **style,
         )
     if none:
         axes.axhline(none[0][1], color="#68717d", linestyle="--", linewidth=1, label="none")
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
     axes.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,g} MB"))
     axes.set_xlabel("bytes sent in training, both directions, headers included")
     axes.set_ylabel("test accuracy in per cent, cut compressed")
