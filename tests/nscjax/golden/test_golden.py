@@ -3,12 +3,17 @@
 `python -m tests.nscjax.golden.test_golden` makes the files of new payloads; a file that is there is never overwritten.
 """
 
+import functools
 import pathlib
+import zlib
 
 import jax
 import jax.numpy as jnp
+import msgpack
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nscjax import compress, layout, wire
 from nscjax.compress.base import Dense
@@ -52,7 +57,12 @@ def x_hat_of(name, payload):
     if isinstance(payload, Dense):
         return payload.values
     _, dec = METHODS[name].init(jax.random.key(0), jax.ShapeDtypeStruct(SHAPE, jnp.float32))
-    return jax.jit(METHODS[name].decompress)(jax.tree.map(jnp.asarray, payload), dec, side_of(name, 0))[0]
+    return decompress(name)(jax.tree.map(jnp.asarray, payload), dec, side_of(name, 0))[0]
+
+
+@functools.cache
+def decompress(name):
+    return jax.jit(METHODS[name].decompress)
 
 
 def side_of(name, budget_bytes):
@@ -122,6 +132,51 @@ def store(name):
         file.write(frame)
     with path(name, "npz").open("xb") as file:
         np.savez(file, **widened)
+
+
+def framed(header, body, tag):
+    """Returns a frame with any header and a right checksum."""
+    head = msgpack.packb(header)
+    frame = b"NS" + bytes([layout.VERSION, tag]) + len(head).to_bytes(2, "little") + head + body
+    return frame + zlib.crc32(frame).to_bytes(4, "little")
+
+
+scalars = (
+    st.none() | st.integers(-3, 300) | st.sampled_from([1 << 31, (1 << 40) - 1]) | st.floats() | st.text(max_size=3)
+)
+entries = scalars | st.lists(st.integers(0, 300) | st.just(1 << 40), max_size=5) | st.lists(scalars, max_size=4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=60)
+@given(data=st.data())
+def test_a_header_that_was_tampered_with_is_a_payload_or_refused(name, data):
+    frame = stored(name)[0]
+    end = 6 + int.from_bytes(frame[4:6], "little")
+    header = msgpack.unpackb(frame[6:end])
+    for position in data.draw(st.sets(st.integers(0, len(header) - 1), min_size=1, max_size=3)):
+        header[position] = data.draw(entries)
+    try:
+        payload = wire.decode(framed(header, frame[end:-4], frame[3]), max_bytes=1 << 20)
+    except wire.WireError as problem:
+        assert 0 < len(str(problem)) < 1000
+    else:
+        assert len(wire.encode(payload)) == layout.frame_bytes(payload, int(getattr(payload, "rank", 0)))
+
+
+@pytest.mark.parametrize("name", METHODS)
+@settings(max_examples=15)
+@given(data=st.data())
+def test_a_body_that_was_tampered_with_is_a_tensor_or_refused(name, data):
+    frame = bytearray(stored(name)[0][:-4])
+    end = 6 + int.from_bytes(frame[4:6], "little")
+    for position in data.draw(st.sets(st.integers(end, len(frame) - 1), min_size=1, max_size=12)):
+        frame[position] = data.draw(st.integers(0, 255))
+    try:
+        payload = wire.decode(bytes(frame) + zlib.crc32(bytes(frame)).to_bytes(4, "little"))
+    except wire.WireError:
+        return
+    assert x_hat_of(name, payload).shape == SHAPE
 
 
 def test_a_stored_frame_is_never_overwritten():
