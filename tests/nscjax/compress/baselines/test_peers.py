@@ -22,8 +22,8 @@ def message(compressor, x, info=None, state=None):
     """Returns (payload, x_hat, sender's state) of one message."""
     enc, dec = compressor.init(jax.random.key(0), spec(x))
     info = side() if info is None else info
-    payload, enc = compressor.compress(x, enc if state is None else state, info)
-    return payload, compressor.decompress(payload, dec, info)[0], enc
+    payload, enc = jax.jit(compressor.compress)(x, enc if state is None else state, info)
+    return payload, jax.jit(compressor.decompress)(payload, dec, info)[0], enc
 
 
 # ---- scalar quantisers ----
