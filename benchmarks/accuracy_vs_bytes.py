@@ -42,7 +42,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "c3_sl": {},
     "fp16": {},
 }
-"""What is not default, by method; found by the same small search for all (`benchmarks/peers.py`)."""
+"""What is not default, by method: by distortion on captured tensors (`benchmarks/peers.py --search`), but for the view
+of `nsc_sl`, which is by accuracy (table of settings); the views of `powersgd` and `truncated_svd` are calibrated."""
 
 METHODS = ("none", *SETTINGS, "bottlenet")
 """All that the grid compares."""
@@ -64,6 +65,8 @@ def directions(method: str, ratio: int) -> tuple[dict[str, Any], dict[str, Any]]
     if method == "fedlite":
         up, down = (common | {"subvector": length} for length in SUBVECTORS[ratio])
         return up, down
+    if method == "aq_sgd":  # the source compresses gradients as they are
+        return common, common | {"method": "uniform"}
     if method == "splitfc" and ratio == min(RATIOS):
         common |= {"bits": 3}
     return common, common

@@ -1,6 +1,7 @@
 """Training runs of a benchmark, one process each: made once, resumed where they were stopped, kept in a table."""
 
 import concurrent.futures
+import itertools
 import json
 import os
 import queue
@@ -33,8 +34,13 @@ def run(
     """Returns the summary of one run on `cores` with its evaluations, made now unless it was made before.
 
     Raises:
-        RefusedError: the program ended with exit code 2: for one, no frame of the method fits the budget.
+        RefusedError: no frame of the method fits the budget.
+        CalledProcessError: the program failed in another way; its message is in the error.
     """
+    settings = run_dir / "overrides.json"
+    if settings.exists() and json.loads(settings.read_text()) != overrides:
+        # Made with other settings: it is kept aside.
+        run_dir.rename(next(old for n in itertools.count(1) if not (old := Path(f"{run_dir}.old{n}")).exists()))
     if not (run_dir / "summary.json").exists():
         values = {**overrides, "seed": seed, "run_dir": run_dir, "train.resume": "true"}
         values |= {"data.dir": data_dir} if data_dir else {}
@@ -44,11 +50,13 @@ def run(
         if cores:
             os.sched_setaffinity(process.pid, cores)
         _, errors = process.communicate()
-        if process.returncode == 2:
+        if process.returncode == 2 and "budget of a frame" in errors:
             raise RefusedError(errors.strip())
         if process.returncode:
+            print(errors, file=sys.stderr)
             raise subprocess.CalledProcessError(process.returncode, command, stderr=errors)
         (run_dir / "commit.txt").write_text(commit())
+        settings.write_text(json.dumps(overrides))
     summary = json.loads((run_dir / "summary.json").read_text())
     lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
     evals = [{key: line[key] for key in EVAL_KEPT} for line in lines if line["kind"] == "eval"]

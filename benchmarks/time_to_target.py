@@ -3,7 +3,8 @@
     python benchmarks/time_to_target.py CONFIG --traces DIR [--target 0.5] [--step_s 0.1] [--latency_ms 30]
 
 No run is made: the steps that a cell needed for the target come from its evaluations (linear between them, mean over
-its seeds), its frames' bytes from its totals; both directions go over the same trace, from its beginning. It writes
+its seeds), its frames' bytes from its totals; both directions go over the same trace, from its beginning. Every step
+computes for as long, whatever the method: what compressing takes is not in it (`peers.py` measures that). It writes
 `benchmarks/results/time_to_target_CONFIG.json`: seconds by cell and trace, null for a cell that never got there.
 """
 

@@ -129,7 +129,7 @@ def banded(see: Callable[[Shape], Bands]) -> Compressor:
         codes = jnp.clip(jnp.round(unit * last), 0, last).astype(jnp.uint8)
         fields = {
             # A tensor of constants needs no plane: one crosses all the same, for it is a message and not a skipped one.
-            "rank": jnp.maximum(jnp.sum(bits_n), jnp.minimum(affordable, 1)),
+            "rank": jnp.maximum(jnp.sum(bits_n, dtype=jnp.int32), jnp.minimum(affordable, 1)),
             "group": group.astype(jnp.uint8),
             "bits": bits_n.astype(jnp.uint8),
             "planes": planes.pack(codes, bits_n, MOST_BITS),

@@ -79,7 +79,8 @@ def scalar(
         least, most = (1, MOST_BITS) if bits is None else (bits, bits)
         rank = jnp.where(affordable >= least * batch, jnp.minimum(affordable, most * batch), 0)
         rows = x.reshape(batch, -1).astype(jnp.float32)
-        params = fit(rows, jnp.maximum(rank // batch, 1))
+        # For the bits that most samples get: a header takes the budget just below a whole number of planes a sample.
+        params = fit(rows, jnp.maximum((rank + batch // 2) // batch, 1))
         bits_b = planes.spread(rank, batch, MOST_BITS)
         cells = num_cells(bits_b)[:, None]
         codes = jnp.clip(jnp.floor(to_unit(rows, params) * cells), 0, cells - 1).astype(jnp.uint8)

@@ -4,7 +4,8 @@ Source: Wang et al. 2022, "Fine-tuning language models over slow networks using 
 guarantees", arXiv 2206.01299, and DS3Lab/AC-SGD (`compress/delta_modules.py`, `compress/fixpoint.py`): both ends keep
 what the receiver holds of every sample, the sender sends Q(x - held), Q cuts [-max, max] evenly. Departures: the first
 visit is compressed as all others are (the source sends it whole, over any budget); one scale a message, not one a
-token; the number of bits follows the budget; the caches are not compressed.
+token; the number of bits follows the budget; the caches are not compressed. It is meant for activations: gradients are
+compressed as they are, by `uniform` for one.
 """
 
 import jax.numpy as jnp

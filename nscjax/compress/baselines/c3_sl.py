@@ -70,6 +70,8 @@ def c3_sl(*, groups: int | None = None) -> Compressor:
         batch = x.shape[0]
         affordable = layout.affordable_rank(template, side.budget_bytes)
         rank = affordable if groups is None else jnp.minimum(affordable, groups)
+        if side.support is not None:
+            rank = jnp.where(affordable >= side.support, side.support, 0)
         rows = x.reshape(batch, -1).astype(jnp.float32)
         bound = jnp.fft.irfft(jnp.fft.rfft(enc_state) * jnp.fft.rfft(rows), n=rows.shape[1])
         sums = jax.ops.segment_sum(bound, jnp.arange(batch) % jnp.maximum(rank, 1), batch)
@@ -89,7 +91,11 @@ def c3_sl(*, groups: int | None = None) -> Compressor:
     def min_bytes(spec):
         return layout.frame_bytes(_empty(spec), rank=1)
 
-    return Compressor(init, compress, decompress, layout.num_bytes, min_bytes)
+    def support(payload):
+        """Returns the number of groups: with another one the gradient would not be the exact one."""
+        return payload.rank
+
+    return Compressor(init, compress, decompress, layout.num_bytes, min_bytes, support=support)
 
 
 def _empty(spec: jax.ShapeDtypeStruct | Array) -> Superposed:

@@ -5,7 +5,8 @@ Source: Wang et al. 2022, "FedLite: a scalable approach for federated learning o
 over all of a batch's gives a codebook, codebook and codes cross; the client adds (lambda / 2) ||x - x_hat||^2 to its
 loss. Departures: the number of centroids is a power of two that follows the budget; K-means is warm, from the message
 before, and is run on every n-th subvector (at most 16,384 of them), an empty cluster moves to a subvector; one group of
-subvectors (R = 1, the source's default); the gradient may be compressed by any method (there it is sent whole).
+subvectors (R = 1, the source's default); the gradient may be compressed by any method (there it is sent whole); the
+correction is the mean over the batch, as the loss is: summed, with the source's weight, training collapsed to chance.
 """
 
 import math
@@ -102,8 +103,8 @@ def fedlite(
         batch, width = payload.shape[0], math.prod(payload.shape[1:])
         num_points = batch * _num_subvectors(width, payload.subvector)
         bits_of = jnp.unpackbits(payload.codes, axis=-1, count=num_points).astype(jnp.int32)
-        is_sent = jnp.arange(most) < payload.rank
-        codes = jnp.sum(jnp.where(is_sent[:, None], bits_of << jnp.arange(most)[:, None], 0), axis=0)
+        places = jnp.arange(payload.codes.shape[0])
+        codes = jnp.sum(jnp.where(places < payload.rank, 1, 0)[:, None] * (bits_of << places[:, None]), axis=0)
         rows = payload.centroids[codes].reshape(batch, -1)[:, :width]
         x_hat = jnp.where(payload.rank > 0, rows, 0.0).reshape(payload.shape)
         return x_hat.astype(layout.DTYPES[payload.dtype]), dec_state
@@ -124,7 +125,7 @@ def _kmeans(points: Array, centroids: Array, is_used: Array, rank: Array, key: A
     A cluster without members, as all are at first, moves to one of the points, spread evenly over the sample.
     """
     num = points.shape[0]
-    step = max(1, num // SAMPLE)
+    step = max(1, num // SAMPLE) | 1  # odd, so that it meets every channel of a power of two
     offset = jax.random.randint(key, (), 0, step)
     sample = jax.lax.dynamic_slice_in_dim(points, offset, (num - step) // step * step + 1)[::step]
     spread = (jnp.arange(len(centroids)) * len(sample)) >> rank

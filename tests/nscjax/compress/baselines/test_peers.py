@@ -139,6 +139,42 @@ def test_the_gradient_of_c3_sl_is_exact():
     np.testing.assert_allclose(message(compressor, gradient)[1], expected, atol=5e-3)
 
 
+def test_the_gradient_of_c3_sl_has_the_activations_groups_or_is_skipped():
+    compressor = METHODS["c3_sl"]()
+    up, _, _ = message(compressor, X, side(layout.frame_bytes(message(compressor, X)[0], rank=2)))
+    info = compress.Duplex(up=compressor, down=compressor).side_down(up, side())
+    assert up.rank == message(compressor, X, info)[0].rank == 2
+    few = info._replace(budget_bytes=jnp.int32(compressor.min_bytes(spec(X))))
+    assert message(compressor, X, few)[0].rank == 0
+
+
+def test_a_codebook_of_fewer_bits_decodes_with_the_default():
+    payload, x_hat, _ = message(METHODS["fedlite"](bits=3), X)
+    _, dec = METHODS["fedlite"]().init(jax.random.key(0), spec(X))
+    np.testing.assert_array_equal(METHODS["fedlite"]().decompress(payload, dec, side())[0], x_hat)
+
+
+@pytest.mark.parametrize("subvector", [2, 4])
+def test_k_means_sees_every_channel(subvector):
+    """Channels of different spread: a sample that met only some would have no centroid near the others."""
+    scale = jnp.asarray(np.repeat([1.0, 9.0, 1.0, 5.0], 4), jnp.float32).reshape(1, 1, 1, 16)
+    x = normal((32, 16, 16, 16)) * scale + 10 * scale
+    compressor, state = METHODS["fedlite"](subvector=subvector, bits=4), None
+    for _ in range(4):
+        _, x_hat, state = message(compressor, x, side(), state)
+    lost = jnp.sum(jnp.square(x - x_hat), axis=(0, 1, 2)) / jnp.sum(jnp.square(x), axis=(0, 1, 2))
+    assert lost.max() < 0.02
+
+
+def test_power_quant_is_fitted_for_the_bits_that_most_samples_get():
+    x = jnp.asarray(np.random.default_rng(0).standard_t(2, size=(64, 32)), jnp.float32)
+    compressor = METHODS["power_quant"]()
+    full = message(METHODS["power_quant"](bits=2), x)[0]
+    below, _, _ = message(compressor, x, side(layout.frame_bytes(full, rank=2 * 64) - 1))
+    assert below.rank == 127
+    assert below.params[1] == full.params[1]
+
+
 # ---- columns ----
 
 
