@@ -53,8 +53,7 @@ def direction(
     method: str, way: int, ratio: int, spec: jax.ShapeDtypeStruct, changes: dict[str, Any]
 ) -> compression.Direction:
     """Returns one direction of a method as the grid has it; raises an `InputError` where no frame is so small."""
-    settings = {"method": "identity"} if method == "identity" else dict(directions(method, ratio)[way])
-    settings |= {"error_feedback": False} if method == "powersgd" else {}
+    settings = directions(method, ratio)[way] | ({"error_feedback": False} if method == "powersgd" else {})
     config = configs.DirectionConfig(**settings | changes)
     return compression.build(("up", "down")[way], config, VIEW, spec, spec.shape[0], 1 << 30)
 

@@ -142,6 +142,11 @@ def tensor_problem(payload: PyTree, max_bytes: int) -> str | None:
     return None
 
 
+def tensor_spec(payload: PyTree) -> jax.ShapeDtypeStruct:
+    """Returns shape and dtype of the cut tensor that a payload with static fields `shape` and `dtype` stands for."""
+    return jax.ShapeDtypeStruct(payload.shape, DTYPES[payload.dtype])
+
+
 def arrays_problem(payload: PyTree, expected: PyTree) -> str | None:
     """Returns how the arrays of a payload from a frame's own header differ from the expected layout, or None."""
     return None if payload == expected else f"its arrays are {payload}; expected {expected}"

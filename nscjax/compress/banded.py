@@ -15,10 +15,8 @@ import jax.numpy as jnp
 from nscjax import layout
 from nscjax.compress import planes
 from nscjax.compress.base import Compressor
+from nscjax.compress.planes import MOST_BITS
 from nscjax.types import Array, PyTree, Shape
-
-MOST_BITS = 8
-"""The most bits of an entry."""
 
 LAST_LEVEL = (0.0, 0.707, 1.63, 2.56, 3.42, 4.34, 5.25, 6.3, 7.3)
 """Outermost level of the best uniform quantiser of 0 to 8 bits for a Laplace distribution of standard deviation 1.
@@ -94,8 +92,9 @@ class Banded:
             return f"its rows have {self.width!r} of {size} entries"
         if len(self.low.shape) != 1 or not 1 <= self.low.shape[0] <= MOST_GROUPS:
             return f"its ranges have shape {self.low.shape}; allowed: (1,) to ({MOST_GROUPS},)"
-        spec = jax.ShapeDtypeStruct(self.shape, layout.DTYPES[self.dtype])
-        return layout.arrays_problem(self, _empty(spec, (size // self.width, self.width), self.low.shape[0]))
+        return layout.arrays_problem(
+            self, _empty(layout.tensor_spec(self), (size // self.width, self.width), self.low.shape[0])
+        )
 
 
 def banded(see: Callable[[Shape], Bands]) -> Compressor:
@@ -124,7 +123,7 @@ def banded(see: Callable[[Shape], Bands]) -> Compressor:
         bits_n = most_within(bands.bits(rows, group), affordable)
         ranges = _ranges(rows, group, bands.num_groups)
         low, high, _ = _levels(ranges, group, bits_n)
-        last = _last_code(bits_n)[:, None]
+        last = planes.last_code(bits_n)[:, None]
         unit = (rows - low) / jnp.where(high > low, high - low, 1.0)
         codes = jnp.clip(jnp.round(unit * last), 0, last).astype(jnp.uint8)
         fields = {
@@ -143,7 +142,7 @@ def banded(see: Callable[[Shape], Bands]) -> Compressor:
         codes = planes.unpack(payload.planes, bits_n, MOST_BITS, payload.width).astype(jnp.float32)
         ranges = {name: getattr(payload, name) for name in RANGES}
         low, high, mean = _levels(ranges, group, bits_n)
-        last = _last_code(bits_n)[:, None]
+        last = planes.last_code(bits_n)[:, None]
         rows = jnp.where(bits_n[:, None] > 0, low + (high - low) * (codes / last), mean)
         x_hat = see(payload.shape).inverse(jnp.where(payload.rank > 0, rows, 0.0))
         return x_hat.astype(layout.DTYPES[payload.dtype]), dec_state
@@ -268,11 +267,6 @@ def _levels(ranges: dict[str, Array], group: Array, bits_n: Array) -> tuple[Arra
     low, high, mean, deviation = (ranges[name][group] for name in RANGES)
     reach = deviation * jnp.asarray(LAST_LEVEL)[bits_n]
     return jnp.maximum(low, mean - reach)[:, None], jnp.minimum(high, mean + reach)[:, None], mean[:, None]
-
-
-def _last_code(bits_n: Array) -> Array:
-    """Returns 2**bits - 1, as float32, at least 1."""
-    return jnp.maximum(jnp.left_shift(1, bits_n) - 1, 1).astype(jnp.float32)
 
 
 def _empty(spec: jax.ShapeDtypeStruct | Array, size: tuple[int, int], num_groups: int) -> Banded:

@@ -116,12 +116,14 @@ class Dense:
         return None
 
 
+def no_state(key: Key, spec: jax.ShapeDtypeStruct) -> tuple[PyTree, PyTree]:
+    """Returns the two states of a method that carries nothing from message to message: its `init`."""
+    del key, spec
+    return (), ()
+
+
 def identity() -> Compressor:
     """Returns the compressor that sends the tensor as it is, whatever the budget: the uncompressed rival."""
-
-    def init(key, spec):
-        del key, spec
-        return (), ()
 
     def compress(x, enc_state, side):
         del side
@@ -134,4 +136,4 @@ def identity() -> Compressor:
     def min_bytes(spec):
         return layout.frame_bytes(Dense(values=spec))
 
-    return Compressor(init, compress, decompress, layout.num_bytes, min_bytes)
+    return Compressor(no_state, compress, decompress, layout.num_bytes, min_bytes)

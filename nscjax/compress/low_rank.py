@@ -62,8 +62,7 @@ class LowRank:
         most = min(views.matrix_shape(self.view, self.shape))
         if len(self.scale.shape) != 1 or not 1 <= self.scale.shape[0] <= most:
             return f"its scale has shape {self.scale.shape}; allowed: (1,) to ({most},)"
-        spec = jax.ShapeDtypeStruct(self.shape, layout.DTYPES[self.dtype])
-        return layout.arrays_problem(self, empty(spec, self.view, self.bits, self.scale.shape[0]))
+        return layout.arrays_problem(self, empty(layout.tensor_spec(self), self.view, self.bits, self.scale.shape[0]))
 
 
 class LowRankState(NamedTuple):
@@ -145,7 +144,7 @@ def low_rank(
 def decompress(payload: LowRank, dec_state: tuple, side) -> tuple[Array, tuple]:
     """Returns `(x_hat, dec_state)`: a `LowRank` payload carries all that is needed. Rank 0 gives zeros."""
     del side
-    spec = jax.ShapeDtypeStruct(payload.shape, layout.DTYPES[payload.dtype])
+    spec = layout.tensor_spec(payload)
     m, n = views.matrix_shape(payload.view, payload.shape)
     left = levels(unpack(payload.left, payload.bits, m), payload.bits)
     right = levels(unpack(payload.right, payload.bits, n), payload.bits)

@@ -9,6 +9,14 @@ import jax.numpy as jnp
 
 from nscjax.types import Array
 
+MOST_BITS = 8
+"""The most bits of an entry, of every method that packs its codes here."""
+
+
+def last_code(bits_n: Array) -> Array:
+    """Returns the largest code of every row, 2**bits - 1, as float32; at least 1, so that it can be divided by."""
+    return jnp.maximum(jnp.left_shift(1, bits_n) - 1, 1).astype(jnp.float32)
+
 
 def pack(codes_nw: Array, bits_n: Array, most: int) -> Array:
     """Returns the planes [n * most, ceil(w / 8)] uint8 of the rows, the sum of `bits_n` of them in front, zeros behind.

@@ -13,11 +13,9 @@ import jax.numpy as jnp
 
 from nscjax import check, layout
 from nscjax.compress import planes
-from nscjax.compress.base import Compressor
+from nscjax.compress.base import Compressor, no_state
+from nscjax.compress.planes import MOST_BITS
 from nscjax.types import Array, Shape
-
-MOST_BITS = 8
-"""The most bits of an entry."""
 
 NUM_PARAMS = 2
 """Numbers that describe a quantiser's map."""
@@ -45,7 +43,7 @@ class Quantised:
         """Returns what is wrong with a payload read from a frame's own header, or None."""
         if problem := layout.tensor_problem(self, max_bytes):
             return problem
-        return layout.arrays_problem(self, _empty(jax.ShapeDtypeStruct(self.shape, layout.DTYPES[self.dtype])))
+        return layout.arrays_problem(self, _empty(layout.tensor_spec(self)))
 
 
 def scalar(
@@ -67,10 +65,6 @@ def scalar(
     """
     if bits is not None:
         check.one_of("bits", bits, range(1, MOST_BITS + 1))
-
-    def init(key, spec):
-        del key, spec
-        return (), ()
 
     def compress(x, enc_state, side):
         template = _empty(x)
@@ -99,7 +93,7 @@ def scalar(
     def min_bytes(spec):
         return layout.frame_bytes(_empty(spec), rank=(bits or 1) * spec.shape[0])
 
-    return Compressor(init, compress, decompress, layout.num_bytes, min_bytes)
+    return Compressor(no_state, compress, decompress, layout.num_bytes, min_bytes)
 
 
 def num_cells(bits: Array) -> Array:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from nscjax import check, layout
-from nscjax.compress.base import Compressor, SideInfo
+from nscjax.compress.base import Compressor, SideInfo, no_state
 from nscjax.types import Array, Shape
 
 
@@ -41,7 +41,7 @@ class Sparse:
         """Returns what is wrong with a payload read from a frame's own header, or None."""
         if problem := layout.tensor_problem(self, max_bytes):
             return problem
-        return layout.arrays_problem(self, _empty(jax.ShapeDtypeStruct(self.shape, layout.DTYPES[self.dtype])))
+        return layout.arrays_problem(self, _empty(layout.tensor_spec(self)))
 
 
 @layout.payload(tag=5)
@@ -66,7 +66,7 @@ class SparseValues:
         """Returns what is wrong with a payload read from a frame's own header, or None."""
         if problem := layout.tensor_problem(self, max_bytes):
             return problem
-        return layout.arrays_problem(self, _empty_values(jax.ShapeDtypeStruct(self.shape, layout.DTYPES[self.dtype])))
+        return layout.arrays_problem(self, _empty_values(layout.tensor_spec(self)))
 
 
 def sparse(score: Callable[[Array, Array, SideInfo], Array], k: int | None) -> Compressor:
@@ -81,10 +81,6 @@ def sparse(score: Callable[[Array, Array, SideInfo], Array], k: int | None) -> C
     """
     if k is not None:
         check.count("k", k, 1)
-
-    def init(key, spec):
-        del key, spec
-        return (), ()
 
     def compress(x, enc_state, side):
         batch = x.shape[0]
@@ -128,7 +124,7 @@ def sparse(score: Callable[[Array, Array, SideInfo], Array], k: int | None) -> C
         ones = jnp.ones(payload.values.shape, bool)
         return _scattered(ones, _unpacked(payload.indices, batch), payload.rank, width).reshape(payload.shape)
 
-    return Compressor(init, compress, decompress, layout.num_bytes, min_bytes, support=support)
+    return Compressor(no_state, compress, decompress, layout.num_bytes, min_bytes, support=support)
 
 
 def largest(scores: Array, k: Array) -> Array:

@@ -43,7 +43,7 @@ class Superposed:
         """Returns what is wrong with a payload read from a frame's own header, or None."""
         if problem := layout.tensor_problem(self, max_bytes):
             return problem
-        return layout.arrays_problem(self, _empty(jax.ShapeDtypeStruct(self.shape, layout.DTYPES[self.dtype])))
+        return layout.arrays_problem(self, _empty(layout.tensor_spec(self)))
 
 
 def c3_sl(*, groups: int | None = None) -> Compressor:

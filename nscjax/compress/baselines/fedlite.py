@@ -54,8 +54,7 @@ class Codebook:
             return f"its subvectors have {self.subvector!r} entries"
         if len(self.codes.shape) != 2 or not 1 <= self.codes.shape[0] <= 16:
             return f"its codes have shape {self.codes.shape}; allowed: 1 to 16 planes"
-        spec = jax.ShapeDtypeStruct(self.shape, layout.DTYPES[self.dtype])
-        return layout.arrays_problem(self, _empty(spec, self.subvector, self.codes.shape[0]))
+        return layout.arrays_problem(self, _empty(layout.tensor_spec(self), self.subvector, self.codes.shape[0]))
 
 
 def fedlite(

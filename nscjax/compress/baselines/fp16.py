@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from nscjax import layout
-from nscjax.compress.base import Compressor
+from nscjax.compress.base import Compressor, no_state
 from nscjax.types import Array, Shape
 
 
@@ -32,15 +32,11 @@ class Half:
         """Returns what is wrong with a payload read from a frame's own header, or None."""
         if problem := layout.tensor_problem(self, max_bytes):
             return problem
-        return layout.arrays_problem(self, _empty(jax.ShapeDtypeStruct(self.shape, layout.DTYPES[self.dtype])))
+        return layout.arrays_problem(self, _empty(layout.tensor_spec(self)))
 
 
 def fp16() -> Compressor:
     """Returns the compressor to half precision: ratio 2, whatever the budget beyond that."""
-
-    def init(key, spec):
-        del key, spec
-        return (), ()
 
     def compress(x, enc_state, side):
         template = _empty(x)
@@ -57,7 +53,7 @@ def fp16() -> Compressor:
     def min_bytes(spec):
         return layout.frame_bytes(_empty(spec), rank=1)
 
-    return Compressor(init, compress, decompress, layout.num_bytes, min_bytes)
+    return Compressor(no_state, compress, decompress, layout.num_bytes, min_bytes)
 
 
 def _empty(spec: jax.ShapeDtypeStruct | Array) -> Half:

@@ -7,6 +7,8 @@ the next step, so that this cannot be carried over. Departures: factors in float
 budget (fixed there) by leaving out the last columns, of which QR makes the first ones independent.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -51,12 +53,12 @@ def powersgd(
         image = linalg.product(left, matrix)
         left_codes, left_scale = quantise_rows(left, BITS)
         right_codes, right_scale = quantise_rows(image, BITS)
-        payload = type(template)(
+        payload = dataclasses.replace(
+            template,
             rank=affordable if rank is None else jnp.where(affordable >= rank, rank, 0),
             scale=peak * left_scale * right_scale,
             left=left_codes,
             right=right_codes,
-            **{field.name: getattr(template, field.name) for field in layout.static_fields(type(template))},
         )
         # A direction that has vanished stays as it was: a zero tensor must not end the iteration.
         lengths = jnp.linalg.norm(image, axis=1, keepdims=True)

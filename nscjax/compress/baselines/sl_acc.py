@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from nscjax import check
-from nscjax.compress.banded import MOST_BITS, MOST_GROUPS, Bands, banded, by_group
+from nscjax.compress.banded import MOST_GROUPS, Bands, banded, by_group
 from nscjax.compress.base import Compressor
+from nscjax.compress.planes import MOST_BITS
 from nscjax.types import Array
 
 ITERATIONS = 10

@@ -20,11 +20,9 @@ import jax.numpy as jnp
 from nscjax import check, layout
 from nscjax.compress import planes
 from nscjax.compress.banded import most_within
-from nscjax.compress.base import Compressor
+from nscjax.compress.base import Compressor, no_state
+from nscjax.compress.planes import MOST_BITS
 from nscjax.types import Array, Shape
-
-MOST_BITS = 8
-"""The most bits of an entry."""
 
 
 @layout.payload(tag=10)
@@ -59,8 +57,7 @@ class Columns:
             return problem
         if len(self.planes.shape) != 3 or not 1 <= self.planes.shape[1] <= MOST_BITS:
             return f"its planes have shape {self.planes.shape}"
-        spec = jax.ShapeDtypeStruct(self.shape, layout.DTYPES[self.dtype])
-        return layout.arrays_problem(self, _empty(spec, self.planes.shape[1]))
+        return layout.arrays_problem(self, _empty(layout.tensor_spec(self), self.planes.shape[1]))
 
 
 def splitfc(*, bits: int = 2) -> Compressor:
@@ -73,10 +70,6 @@ def splitfc(*, bits: int = 2) -> Compressor:
         InputError: `bits` out of range.
     """
     check.one_of("bits", bits, range(1, MOST_BITS + 1))
-
-    def init(key, spec):
-        del key, spec
-        return (), ()
 
     def compress(x, enc_state, side):
         template = _empty(x, bits)
@@ -96,7 +89,7 @@ def splitfc(*, bits: int = 2) -> Compressor:
         limits = jnp.stack([jnp.min(rows, axis=1), jnp.max(rows, axis=1)], axis=1).astype(jnp.float16)
         span = (limits[:, 1] - limits[:, 0]).astype(jnp.float32)
         column_bits = most_within(_bits_by_range(jnp.where(is_kept, span, 0.0)), rank * bits)
-        last = _last_code(column_bits)[:, None]
+        last = planes.last_code(column_bits)[:, None]
         unit = (rows - limits[:, :1].astype(jnp.float32)) / jnp.where(span > 0, span, 1.0)[:, None]
         codes = jnp.clip(jnp.round(unit * last), 0, last).astype(jnp.uint8)
         packed = planes.pack(codes, column_bits, MOST_BITS)[: bits * len(rows)]
@@ -119,7 +112,7 @@ def splitfc(*, bits: int = 2) -> Compressor:
         packed = payload.planes.reshape(-1, payload.planes.shape[-1])
         codes = planes.unpack(packed, bits_n, MOST_BITS, batch).astype(jnp.float32)
         low, high = (payload.limits[:, i].astype(jnp.float32)[:, None] for i in (0, 1))
-        last = _last_code(bits_n)[:, None]
+        last = planes.last_code(bits_n)[:, None]
         rows = jnp.where(bits_n[:, None] > 0, low + (high - low) * (codes / last), (low + high) / 2)
         x_hat = jnp.where(_is_kept(payload)[:, None], rows[_order(payload)], 0.0) * payload.scale
         return x_hat.T.reshape(payload.shape).astype(layout.DTYPES[payload.dtype]), dec_state
@@ -131,7 +124,7 @@ def splitfc(*, bits: int = 2) -> Compressor:
         """Returns float32 [d]: by what the gradient of every column is multiplied, 0 for those that were dropped."""
         return jnp.where(_is_kept(payload), payload.weights[_order(payload)].astype(jnp.float32), 0.0)
 
-    return Compressor(init, compress, decompress, layout.num_bytes, min_bytes, support=support)
+    return Compressor(no_state, compress, decompress, layout.num_bytes, min_bytes, support=support)
 
 
 def _drawn(spread: Array, rank: Array, side: Any) -> tuple[Array, Array]:
@@ -153,9 +146,8 @@ def _drawn(spread: Array, rank: Array, side: Any) -> tuple[Array, Array]:
 
 def _keep_probabilities(spread: Array, rank: Array) -> Array:
     """Returns min(1, c spread), [d], with the c for which they add up to `rank`."""
-    unit = (
-        spread / jnp.maximum(jnp.max(spread), jnp.finfo(jnp.float32).tiny) + 1e-6
-    )  # all are drawn before none is left
+    # A little is added, so that columns without spread are drawn before none is left.
+    unit = spread / jnp.maximum(jnp.max(spread), jnp.finfo(jnp.float32).tiny) + 1e-6
 
     def halve(_, limits):
         low, high = limits
@@ -178,11 +170,6 @@ def _bits_by_range(span: Array) -> Any:
         return jnp.where(span > 0, jnp.clip(jnp.floor(score + level), 0, MOST_BITS).astype(jnp.int32), 0)
 
     return bits_of
-
-
-def _last_code(bits_n: Array) -> Array:
-    """Returns 2**bits - 1, as float32, at least 1."""
-    return jnp.maximum(jnp.left_shift(1, bits_n) - 1, 1).astype(jnp.float32)
 
 
 def _moved(values: Array, place: Array) -> Array:

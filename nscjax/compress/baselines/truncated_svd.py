@@ -3,6 +3,8 @@
 It is here to be compared with: a full SVD of the cut tensor takes longer than the rest of the step.
 """
 
+import dataclasses
+
 import jax.numpy as jnp
 
 from nscjax import check, layout
@@ -43,12 +45,12 @@ def truncated_svd(
         left_codes, left_scale = quantise_rows(left[:, :num].T, factor_bits)
         right_codes, right_scale = quantise_rows(lengths[:num, None] * right[:num], factor_bits)
         affordable = layout.affordable_rank(template, side.budget_bytes)
-        payload = type(template)(
+        payload = dataclasses.replace(
+            template,
             rank=affordable if rank is None else jnp.where(affordable >= rank, rank, 0),
             scale=peak * left_scale * right_scale,
             left=pack(left_codes, factor_bits),
             right=pack(right_codes, factor_bits),
-            **{field.name: getattr(template, field.name) for field in layout.static_fields(type(template))},
         )
         return payload, enc_state
 
