@@ -14,7 +14,7 @@ from typing import Any
 
 import runs
 
-RATIOS = (8, 16, 32, 64, 128)
+RATIOS = (8, 16, 32, 64, 128, 256, 512)
 EVAL_EVERY = 100
 
 UNLIMITED_RANK = 1 << 20
@@ -25,8 +25,8 @@ SPARSE_UP = 29 / 45
 indices of 13 bits on the way up alone."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "nsc_sl": {"view": "BC,HW"},
-    "truncated_svd": {"factor_bits": 4},
+    "nsc_sl": {},
+    "truncated_svd": {},
     "powersgd": {"error_feedback": "false"},
     "dct": {},
     "sl_acc": {"groups": 8},
@@ -42,8 +42,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "c3_sl": {},
     "fp16": {},
 }
-"""What is not default, by method: by distortion on captured tensors (`benchmarks/peers.py --search`), but for the view
-of `nsc_sl`, which is by accuracy (table of settings); the views of `powersgd` and `truncated_svd` are calibrated."""
+"""What is not default, by method: by distortion on captured tensors (`benchmarks/peers.py --search`)."""
 
 METHODS = ("none", *SETTINGS, "bottlenet")
 """All that the grid compares."""
@@ -51,7 +50,7 @@ METHODS = ("none", *SETTINGS, "bottlenet")
 CHANNELS = 32
 """Of the configs' cut."""
 
-SUBVECTORS = {8: (2, 2), 16: (4, 4), 32: (32, 64), 64: (32, 64), 128: (64, 64)}
+SUBVECTORS = {8: (2, 2), 16: (4, 4), 32: (32, 64), 64: (32, 64), 128: (64, 64), 256: (64, 64), 512: (64, 64)}
 """FedLite's length of a subvector by ratio, up and down."""
 
 

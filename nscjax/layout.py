@@ -9,8 +9,9 @@ The layout is a fact about the class, so that the length of a frame is known ins
 The header is a msgpack list: every static field, then (dtype code, *shape) of every array. A field made by `ranked`
 has the rank as its leading axis; on the device it is padded to the largest rank, on the wire it is cut to the `rank`
 of the payload, which is an ordinary int32 field that stands before it. What the rank counts is the method's affair:
-components, bit planes, entries a sample; a field made by `doubling` has 2**rank rows, as a codebook does. With `rank` 0
-only the header and the fixed fields are left.
+components, bit planes, entries a sample; a field made by `doubling` has 2**rank rows, as a codebook does. A payload
+that counts several things names the count by which a field is cut. With every count 0 only the header and the fixed
+fields are left.
 """
 
 import dataclasses
@@ -56,15 +57,23 @@ def array() -> Any:
     return dataclasses.field(metadata={})
 
 
-def ranked() -> Any:
-    """Returns a dataclass field for an array whose leading axis is cut to the payload's `rank` on the wire."""
-    return dataclasses.field(metadata={"rows": lambda rank: rank, "top": lambda rows: rows})
+def ranked(by: str = "rank") -> Any:
+    """Returns a dataclass field for an array whose leading axis is cut on the wire to a count, the payload's rank.
+
+    Args:
+        by: the int32 scalar field that holds the count; it stands before this one.
+    """
+    return dataclasses.field(metadata={"by": by, "rows": lambda rank: rank, "top": lambda rows: rows})
 
 
 def doubling() -> Any:
     """Returns a dataclass field for an array cut to 2**rank rows on the wire, to none at rank 0."""
     return dataclasses.field(
-        metadata={"rows": lambda rank: (1 << rank) * (rank > 0), "top": lambda rows: max(rows, 1).bit_length() - 1}
+        metadata={
+            "by": "rank",
+            "rows": lambda rank: (1 << rank) * (rank > 0),
+            "top": lambda rows: max(rows, 1).bit_length() - 1,
+        }
     )
 
 
@@ -118,10 +127,14 @@ def header(payload: PyTree) -> bytes:
     return msgpack.packb(entries)
 
 
-def max_rank(payload: PyTree) -> int:
-    """Returns the largest rank that the padded arrays of `payload` have room for; 0 for a payload without rank."""
-    tops = [field.metadata["top"](spec.shape[0]) for field, spec in array_specs(payload) if "top" in field.metadata]
-    return min(tops, default=0)
+def most(payload: PyTree) -> dict[str, int]:
+    """Returns the largest value of every count (mostly of `rank` alone): the padded arrays have room for no more."""
+    tops: dict[str, int] = {}
+    for field, spec in array_specs(payload):
+        if "by" in field.metadata:
+            by, top = field.metadata["by"], field.metadata["top"](spec.shape[0])
+            tops[by] = min(top, tops.get(by, top))
+    return tops
 
 
 def tensor_problem(payload: PyTree, max_bytes: int) -> str | None:
@@ -152,44 +165,64 @@ def arrays_problem(payload: PyTree, expected: PyTree) -> str | None:
     return None if payload == expected else f"its arrays are {payload}; expected {expected}"
 
 
-def frame_bytes(payload: PyTree, rank: int = 0) -> int:
-    """Returns the length in bytes of the frame of a payload like this one, at `rank`; known when tracing.
+def frame_bytes(payload: PyTree, rank: int = 0, **counts: int) -> int:
+    """Returns the length in bytes of the frame of a payload like this one; known when tracing.
 
     Args:
         payload: a payload of arrays or of `jax.ShapeDtypeStruct`s: only its layout counts.
-        rank: how many rows of the ranked fields cross.
+        rank: how many rows of the fields ranked by `rank` cross.
+        **counts: how many of those ranked by another count; 0 by default.
     """
-    return int(_length(payload, rank))
+    by_count = _bytes_by_count(payload)
+    return _fixed_bytes(payload) + sum(int(by_count[by][n]) for by, n in ({"rank": rank} | counts).items() if n)
 
 
 def num_bytes(payload: PyTree) -> Array:
-    """Returns the exact length in bytes of the frame of `payload`, an int32 scalar; may be traced."""
-    return jnp.asarray(_lengths(payload))[getattr(payload, "rank", 0)]
+    """Returns the exact length in bytes of the frame of `payload`, an int32 scalar; may be traced.
+
+    Args:
+        payload: a payload; of its arrays only the counts need a value.
+    """
+    length = jnp.asarray(_fixed_bytes(payload), jnp.int32)
+    for by, table in _bytes_by_count(payload).items():
+        length = length + jnp.asarray(table[table <= MAX_BYTES].astype(np.int32))[getattr(payload, by)]
+    return length
 
 
 def affordable_rank(payload: PyTree, budget_bytes: Array | int) -> Array:
     """Returns the largest rank whose frame fits `budget_bytes`, an int32 scalar >= 0; may be traced.
 
     Args:
-        payload: a payload with ranked fields, of arrays or of `jax.ShapeDtypeStruct`s: only its layout counts.
+        payload: a payload that counts nothing but its rank, of arrays or of `jax.ShapeDtypeStruct`s: only its layout
+            counts.
         budget_bytes: the largest frame allowed, header included.
     """
-    budget_bytes = min(budget_bytes, MAX_BYTES) if isinstance(budget_bytes, int) else budget_bytes
-    is_affordable = jnp.asarray(_lengths(payload)) <= jnp.asarray(budget_bytes, jnp.int32)
+    (table,) = _bytes_by_count(payload).values()
+    lengths = _fixed_bytes(payload) + table
+    lengths = lengths[lengths <= MAX_BYTES].astype(np.int32)
+    is_affordable = jnp.asarray(lengths) <= within_int32(budget_bytes)
     return jnp.maximum(jnp.sum(is_affordable, dtype=jnp.int32) - 1, 0)
 
 
-def _lengths(payload: PyTree) -> np.ndarray:
-    """Returns the lengths of the frames of rank 0, 1, ... that an int32 can count."""
-    lengths = _length(payload, np.arange(max_rank(payload) + 1))
-    return lengths[lengths <= MAX_BYTES].astype(np.int32)
+def within_int32(budget_bytes: Array | int) -> Array:
+    """Returns a budget as an int32 scalar, cut to `MAX_BYTES`; may be traced."""
+    budget_bytes = min(budget_bytes, MAX_BYTES) if isinstance(budget_bytes, int) else budget_bytes
+    return jnp.asarray(budget_bytes, jnp.int32)
 
 
-def _length(payload: PyTree, rank: Any) -> Any:
-    """Returns the length of a frame of `rank`, or those of an array of ranks."""
-    length = PREFIX_BYTES + len(header(payload)) + CHECKSUM_BYTES + 0 * rank
+def _fixed_bytes(payload: PyTree) -> int:
+    """Returns the length of the frame when every count is 0."""
+    whole = [spec for field, spec in array_specs(payload) if "by" not in field.metadata]
+    arrays = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in whole)
+    return PREFIX_BYTES + len(header(payload)) + CHECKSUM_BYTES + arrays
+
+
+def _bytes_by_count(payload: PyTree) -> dict[str, np.ndarray]:
+    """Returns, for every count, the bytes of all fields ranked by it when it is 0, 1, ..., its largest value."""
+    tables = {by: np.zeros(top + 1, np.int64) for by, top in most(payload).items()}
     for field, spec in array_specs(payload):
-        is_ranked = "rows" in field.metadata
-        rows, row_shape = (field.metadata["rows"](rank), spec.shape[1:]) if is_ranked else (1, spec.shape)
-        length = length + rows * (math.prod(row_shape) * np.dtype(spec.dtype).itemsize)
-    return length
+        if "by" in field.metadata:
+            table = tables[field.metadata["by"]]
+            row_bytes = math.prod(spec.shape[1:]) * np.dtype(spec.dtype).itemsize
+            table += field.metadata["rows"](np.arange(len(table))) * row_bytes
+    return tables

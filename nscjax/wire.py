@@ -39,8 +39,8 @@ def encode(payload: PyTree) -> bytes:
     values = jax.device_get(payload)
     for field in layout.array_fields(type(payload)):
         value = np.asarray(getattr(values, field.name))
-        if "rows" in field.metadata:
-            value = value[: field.metadata["rows"](int(values.rank))]
+        if "by" in field.metadata:
+            value = value[: field.metadata["rows"](int(getattr(values, field.metadata["by"])))]
         parts.append(value.tobytes())
     body = b"".join(parts)
     return body + zlib.crc32(body).to_bytes(layout.CHECKSUM_BYTES, "little")
@@ -139,10 +139,11 @@ def _is_size(item: Any) -> bool:
 def _read_arrays(template: PyTree, body: bytes) -> PyTree:
     """Returns `template` with its arrays read from `body`, which must have exactly their bytes."""
     arrays: dict[str, np.ndarray] = {}
-    position, most = 0, layout.max_rank(template)
+    position, most = 0, layout.most(template)
     for field, spec in layout.array_specs(template):
-        is_ranked = "rows" in field.metadata
-        shape = (field.metadata["rows"](int(arrays["rank"])), *spec.shape[1:]) if is_ranked else spec.shape
+        is_ranked, shape = "by" in field.metadata, spec.shape
+        if is_ranked:
+            shape = (field.metadata["rows"](int(arrays[field.metadata["by"]])), *shape[1:])
         dtype = np.dtype(spec.dtype)
         end = position + math.prod(shape) * dtype.itemsize
         if end > len(body):
@@ -152,8 +153,9 @@ def _read_arrays(template: PyTree, body: bytes) -> PyTree:
             is_broken = jax.dtypes.issubdtype(dtype, np.floating) and not np.all(np.isfinite(value))
         if is_broken:
             raise WireError(f"frame's field {field.name} holds non-finite numbers")
-        if field.name == "rank" and not 0 <= int(value) <= most:
-            raise WireError(f"frame's rank is {int(value)}; allowed: 0 to {most}")
+        top = most.get(field.name)
+        if top is not None and not 0 <= int(value) <= top:
+            raise WireError(f"frame's {field.name} is {int(value)}; allowed: 0 to {top}")
         if is_ranked:
             value = np.concatenate([value, np.zeros((spec.shape[0] - shape[0], *spec.shape[1:]), spec.dtype)])
         arrays[field.name], position = value, end

@@ -63,7 +63,7 @@ def choose_view(name: str, config: DirectionConfig, example: Array, budget_bytes
         return config.view
     check.one_of(f"compress.{name}.view", config.view, (*views.names(example.shape), "auto", "calibrate"))
     if config.view != "calibrate":
-        return config.view
+        return views.resolve(config.view, example.shape)
 
     def build(view: str) -> Compressor:
         return _method(config, view, jax.ShapeDtypeStruct(example.shape, example.dtype), 1, budget_bytes)[0]

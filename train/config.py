@@ -77,7 +77,7 @@ class DirectionConfig:
             use is ignored and named in the log.
         max_rank: most components that one message of low rank carries, at least 1.
         energy: share of the squared norm that the components sent must hold, in (0, 1].
-        factor_bits: bits of one entry of a factor.
+        factor_bits: most bits of one entry of a factor.
         iterations: subspace iterations for one message, 1 to 100.
         feedback: where the residual goes: nowhere, into the next step, or back to its own sample.
         feedback_decay: factor on the residual that is carried over, in (0, 1].
@@ -101,11 +101,11 @@ class DirectionConfig:
     method: str = "nsc_sl"
     max_rank: int = 64
     energy: float = 1.0
-    factor_bits: Literal[4, 8, 16] = 4
+    factor_bits: Literal[4, 8, 16] = 8
     iterations: int = 1
     feedback: Literal["none", "across_steps", "per_sample"] = "none"
     feedback_decay: float = 0.9
-    view: str = "calibrate"
+    view: str = "auto"
     ratio: float | None = None
     rank: int | None = None
     k: int | None = None

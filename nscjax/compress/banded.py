@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from nscjax import layout
-from nscjax.compress import planes
+from nscjax.compress import planes, water_filling
 from nscjax.compress.base import Compressor
 from nscjax.compress.planes import MOST_BITS
 from nscjax.types import Array, PyTree, Shape
@@ -49,7 +49,7 @@ class Bands(NamedTuple):
     forward: Callable[[Array], Array]
     inverse: Callable[[Array], Array]
     group: Callable[[Array, PyTree], tuple[Array, PyTree]]
-    bits: Callable[[Array, Array], Callable[[Array], Array]]
+    bits: Callable[[Array, Array], water_filling.BitsRule]
     state: PyTree = ()
 
 
@@ -120,7 +120,9 @@ def banded(see: Callable[[Shape], Bands]) -> Compressor:
         is_sound = jnp.all(jnp.isfinite(rows))
         enc_state = jax.tree.map(lambda new, old: jnp.where(is_sound, new, old), new_state, enc_state)
         affordable = layout.affordable_rank(template, side.budget_bytes)
-        bits_n = most_within(bands.bits(rows, group), affordable)
+        bits_n = water_filling.most_that_fit(
+            bands.bits(rows, group), lambda bits_n: jnp.sum(bits_n, dtype=jnp.int32) <= affordable
+        )
         ranges = _ranges(rows, group, bands.num_groups)
         low, high, _ = _levels(ranges, group, bits_n)
         last = planes.last_code(bits_n)[:, None]
@@ -151,48 +153,6 @@ def banded(see: Callable[[Shape], Bands]) -> Compressor:
         return layout.frame_bytes(template_of(spec), rank=1)
 
     return Compressor(init, compress, decompress, layout.num_bytes, min_bytes)
-
-
-def most_within(bits_of: Callable[[Array], Array], num_planes: Array) -> Array:
-    """Returns the largest `bits_of(t)` whose sum is at most `num_planes`; t in [-1, 1] is bisected.
-
-    Args:
-        bits_of: from the scalar t to int32 [n], rising; all 0 at t = -1.
-        num_planes: int32 scalar.
-    """
-
-    def halve(_, carry):
-        low, high, bits = carry
-        middle = (low + high) / 2
-        # Made once, then counted and kept: fused into both, rounding could count other bits than are kept.
-        tried = jax.lax.optimization_barrier(bits_of(middle))
-        fits = jnp.sum(tried) <= num_planes
-        return jnp.where(fits, middle, low), jnp.where(fits, high, middle), jnp.where(fits, tried, bits)
-
-    # A little beyond 1, so that 1 itself is tried, as good as.
-    limits = jnp.float32(-1.0), jnp.float32(1.0 + 2.0**-12)
-    *_, bits = jax.lax.fori_loop(0, 26, halve, (*limits, jnp.zeros_like(bits_of(limits[0]))))
-    return bits
-
-
-def by_energy(energies: Array) -> Callable[[Array], Array]:
-    """Returns t -> bits of reverse water-filling: half a bit more for twice the energy, 0 to 8 as t goes from -1 to 1.
-
-    Of rows with equal energies the first get the next bit first.
-
-    Args:
-        energies: float32 [n], mean square of every row or of its group, >= 0.
-    """
-    n, peak = energies.shape[0], jnp.max(energies)
-    score = 0.5 * jnp.log2(jnp.maximum(energies / jnp.where(peak > 0, peak, 1.0), 2.0**-60)) - jnp.arange(float(n)) / n
-    # A row without energy needs no bit; the others all have 8 at the highest level.
-    lowest = jnp.min(jnp.where(energies > 0, score, 0.0))
-
-    def bits_of(t):
-        level = (t + 1) / 2 * (MOST_BITS + 1 - lowest)
-        return jnp.where(energies > 0, jnp.clip(jnp.floor(score + level), 0, MOST_BITS).astype(jnp.int32), 0)
-
-    return bits_of
 
 
 def mean_squares(rows: Array) -> Array:

@@ -1,55 +1,69 @@
-"""Low-rank compression: alternating orthogonal iteration, quantised factors, in-step error compensation.
+"""Low-rank compression: alternating orthogonal iteration, bits by energy, in-step error compensation.
 
-The matrix view M [m, n] of the cut tensor is sent as `rank` components, M ~ left.T @ diag(scale) @ right, both factors
-in 16, 8 or 4 bits. Three ideas make that good and cheap:
+The matrix view M [m, n] of the cut tensor is sent as `rank` components, M ~ left.T @ diag(scale) @ right, the factors'
+rows in as many bits as their component's energy earns. Four ideas make that good and cheap:
 
 - the basis is warm: it comes from the message before, so that one iteration (two products with M) is enough;
 - the components are ordered by energy, so that a rank rule can cut them anywhere, inside jit;
+- the budget is spent by reverse water-filling over the components: singular values and budget together fix the bits of
+  each, and with them the rank;
 - each factor is fitted by least squares to the other one *as quantised*, in turn, so that the error of the one is made
   good by the next (the error-compensated factorisation of NSC-SL, arXiv 2602.02696; the concrete form is ours).
 """
 
 import dataclasses
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from nscjax import check, layout, linalg
+from nscjax.compress import planes, water_filling
 from nscjax.compress import view as views
 from nscjax.compress.base import Compressor
-from nscjax.compress.quantise import BITS, levels, pack, packed_dtype, packed_width, quantise_rows, unpack
+from nscjax.compress.quantise import levels, quantise_rows
 from nscjax.compress.rank import RankRule
-from nscjax.types import Array, Shape
+from nscjax.types import Array, Key, PyTree, Shape
+
+BITS = (4, 8, 16)
+"""The choices of the most bits of a factor's entry."""
 
 OVERSAMPLE = 4
 """Columns of the warm basis beyond `max_rank`: they let the last sent components converge (see
 `benchmarks/factorise.py`)."""
 
 
-@layout.payload(tag=2)
+@layout.payload(tag=11)
 class LowRank:
     """Quantised factors of a cut tensor's matrix view.
 
     Attributes:
         rank: int32 scalar, how many components are sent.
+        left_planes: int32 scalar, the bits of all rows of `left` together.
+        right_planes: int32 scalar, those of `right`.
         scale: float32 [max_rank], the length of each component.
-        left: packed codes [max_rank, width of m], uint8 or float16.
-        right: packed codes [max_rank, width of n], uint8 or float16.
+        bits: uint8 [max_rank], the bits of an entry of each component's longer row; the shorter one's follow from it.
+        left: uint8 [max_rank * most_bits, ceil(m / 8)], bit planes (`nscjax.compress.planes`).
+        right: uint8 [max_rank * most_bits, ceil(n / 8)].
         shape: the cut tensor's shape.
         dtype: its dtype's code in `layout.DTYPES`.
         view: the view's name.
-        bits: bits of a code.
+        most_bits: the most bits of an entry.
     """
 
     rank: Array = layout.array()
+    left_planes: Array = layout.array()
+    right_planes: Array = layout.array()
     scale: Array = layout.ranked()
-    left: Array = layout.ranked()
-    right: Array = layout.ranked()
+    bits: Array = layout.ranked()
+    left: Array = layout.ranked("left_planes")
+    right: Array = layout.ranked("right_planes")
     shape: Shape = layout.static()
     dtype: int = layout.static()
     view: str = layout.static()
-    bits: int = layout.static()
+    most_bits: int = layout.static()
 
     def problem(self, max_bytes: int) -> str | None:
         """Returns what is wrong with a payload read from a frame's own header, or None."""
@@ -57,12 +71,14 @@ class LowRank:
             return problem
         if len(self.shape) not in views.VIEWS or self.view not in views.VIEWS[len(self.shape)]:
             return f"its shape {self.shape} has no view {self.view!r}"
-        if type(self.bits) is not int or self.bits not in BITS:
-            return f"it has {self.bits!r} bits"
+        if type(self.most_bits) is not int or self.most_bits not in BITS:
+            return f"it has {self.most_bits!r} bits"
         most = min(views.matrix_shape(self.view, self.shape))
         if len(self.scale.shape) != 1 or not 1 <= self.scale.shape[0] <= most:
             return f"its scale has shape {self.scale.shape}; allowed: (1,) to ({most},)"
-        return layout.arrays_problem(self, empty(layout.tensor_spec(self), self.view, self.bits, self.scale.shape[0]))
+        return layout.arrays_problem(
+            self, empty(layout.tensor_spec(self), self.view, self.most_bits, self.scale.shape[0])
+        )
 
 
 class LowRankState(NamedTuple):
@@ -76,6 +92,10 @@ class LowRankState(NamedTuple):
     basis: Array
 
 
+Components = tuple[Array, Array]
+"""Orthonormal rows [k, l] on the matrix's long side l = max(m, n), and their energies [k], falling."""
+
+
 def low_rank(
     rank_rule: RankRule,
     *,
@@ -83,20 +103,20 @@ def low_rank(
     factor_bits: int,
     iterations: int = 1,
     view: str = "auto",
-    refits: int = 2,
+    refits: int = 1,
     oversample: int = OVERSAMPLE,
 ) -> Compressor:
     """Returns a compressor that sends a low-rank factorisation; its frames decode alone, with no receiver state.
 
     Args:
-        rank_rule: how many components to send, see `nscjax.compress.rank`.
+        rank_rule: the most components worth sending, see `nscjax.compress.rank`.
         max_rank: the most components, >= 1; clipped to min(m, n).
-        factor_bits: 4, 8 or 16.
+        factor_bits: the most bits of a factor's entry, 4, 8 or 16.
         iterations: alternating orthogonal iterations a message, >= 1.
         view: a view's name or "auto", see `nscjax.compress.view`.
         refits: how often the short factor is fitted anew to the long one as quantised, >= 0; before each time but the
-            first the long one is fitted to the short one. 0 leaves out the error compensation; 2 costs two more
-            products with M than 1 and takes off 4 to 5 % of the error (`benchmarks/distortion.py`).
+            first the long one is fitted to the short one. 0 leaves out the error compensation; what each costs and is
+            worth: `benchmarks/distortion.py`.
         oversample: rows of the basis beyond `max_rank`, >= 0.
 
     Raises:
@@ -109,34 +129,66 @@ def low_rank(
         ("oversample", oversample, 0),
     ):
         check.count(name, value, least)
-    packed_dtype(factor_bits)
-
-    def template_of(spec: jax.ShapeDtypeStruct) -> LowRank:
-        return empty(spec, view, factor_bits, max_rank)
+    check.one_of("factor_bits", factor_bits, BITS)
 
     def init(key, spec):
-        short = min(views.matrix_shape(template_of(spec).view, spec.shape))
+        short = min(views.matrix_shape(views.resolve(view, spec.shape), spec.shape))
         width = min(max_rank + oversample, short)
         return LowRankState(linalg.orthonormal_rows(jax.random.normal(key, (width, short)), key)), ()
 
+    def find(matrix, state, key):
+        return linalg.subspace_iteration(matrix, state.basis, key, iterations)
+
+    def carry(images, key):
+        return LowRankState(linalg.orthonormal_rows(images, key))
+
+    return factorised(
+        init, find, carry, rank_rule, max_rank=max_rank, factor_bits=factor_bits, view=view, refits=refits
+    )
+
+
+def factorised(
+    init: Callable,
+    find: Callable[[Array, PyTree, Key], Components],
+    carry: Callable[[Array, Key], PyTree],
+    rank_rule: RankRule,
+    *,
+    max_rank: int,
+    factor_bits: int,
+    view: str,
+    refits: int,
+) -> Compressor:
+    """Returns the compressor that sends the components which `find` finds.
+
+    Args:
+        init: `(key, spec) -> (enc_state, ())`.
+        find: `(matrix [m, n], enc_state, key) -> components`, at least min(max_rank, m, n) of them.
+        carry: `(images [k, s] of the components on the short side, key) -> enc_state` for the next message.
+        rank_rule: the most components worth sending.
+        max_rank: as of `low_rank`.
+        factor_bits: as of `low_rank`.
+        view: as of `low_rank`.
+        refits: as of `low_rank`.
+    """
+
     def compress(x, enc_state, side):
-        template = template_of(x)
+        template = empty(x, view, factor_bits, max_rank)
         top = template.scale.shape[0]
         matrix = views.matricise(x, template.view)
         # Energies are squares: of numbers about 1 they stay within float32's range.
         peak = jnp.max(jnp.abs(matrix))
         matrix = jax.lax.optimization_barrier(matrix / jnp.where(peak > 0, peak, 1.0))
-        rows, energies = linalg.subspace_iteration(matrix, enc_state.basis, side.key, iterations)
-        affordable = layout.affordable_rank(template, side.budget_bytes)
-        rank = rank_rule(energies[:top], linalg.energy(matrix), affordable)
-        factors, images = _quantised_factors(matrix, rows, rank, top, factor_bits, refits)
-        payload = dataclasses.replace(template, rank=rank, **factors | {"scale": peak * factors["scale"]})
-        # A message that is not finite must not spoil the basis for all that follow.
-        basis = jnp.where(jnp.isfinite(peak), linalg.orthonormal_rows(images, side.key), enc_state.basis)
-        return payload, LowRankState(basis)
+        rows, energies = find(matrix, enc_state, side.key)
+        worth = rank_rule(energies[:top], linalg.energy(matrix))
+        bits, counts = _spend(template, jnp.where(jnp.arange(top) < worth, energies[:top], 0.0), side.budget_bytes)
+        factors, images = _quantised_factors(matrix, rows, bits, template, refits)
+        payload = dataclasses.replace(template, **counts, **factors | {"scale": peak * factors["scale"]})
+        # A message that is not finite must not spoil the state for all that follow.
+        new_state = carry(images, side.key)
+        return payload, jax.tree.map(lambda new, old: jnp.where(jnp.isfinite(peak), new, old), new_state, enc_state)
 
     def min_bytes(spec):
-        return layout.frame_bytes(template_of(spec), rank=1)
+        return _least_bytes(empty(spec, view, factor_bits, max_rank))
 
     return Compressor(init, compress, decompress, layout.num_bytes, min_bytes)
 
@@ -144,62 +196,123 @@ def low_rank(
 def decompress(payload: LowRank, dec_state: tuple, side) -> tuple[Array, tuple]:
     """Returns `(x_hat, dec_state)`: a `LowRank` payload carries all that is needed. Rank 0 gives zeros."""
     del side
-    spec = layout.tensor_spec(payload)
-    m, n = views.matrix_shape(payload.view, payload.shape)
-    left = levels(unpack(payload.left, payload.bits, m), payload.bits)
-    right = levels(unpack(payload.right, payload.bits, n), payload.bits)
+    spec, (m, n) = layout.tensor_spec(payload), views.matrix_shape(payload.view, payload.shape)
     is_sent = jnp.arange(payload.scale.shape[0]) < payload.rank
+    # A stranger's frame may claim any bits; what has no planes decodes to something, and to nothing beyond the arrays.
+    long_bits = jnp.where(is_sent, jnp.minimum(payload.bits, payload.most_bits), 0).astype(jnp.int32)
+    left_bits, right_bits = _sides(payload, long_bits)
+    left = levels(planes.unpack(payload.left, left_bits, payload.most_bits, m), left_bits)
+    right = levels(planes.unpack(payload.right, right_bits, payload.most_bits, n), right_bits)
     scale = jnp.where(is_sent, payload.scale, 0.0)
     return views.tensorise(linalg.product((left * scale[:, None]).T, right), payload.view, spec), dec_state
 
 
-def empty(spec: jax.ShapeDtypeStruct | Array, view: str, bits: int, max_rank: int) -> LowRank:
+def empty(spec: jax.ShapeDtypeStruct | Array, view: str, most_bits: int, max_rank: int) -> LowRank:
     """Returns the payload's layout for cut tensors of `spec`: `jax.ShapeDtypeStruct`s in the place of arrays.
 
     Args:
         spec: of a cut tensor.
         view: a view's name or "auto".
-        bits: 4, 8 or 16.
+        most_bits: 4, 8 or 16.
         max_rank: the most components, clipped to min(m, n).
     """
     name = views.resolve(view, spec.shape)
     m, n = views.matrix_shape(name, spec.shape)
     top = min(max_rank, m, n)
     arrays: dict[str, Any] = {
-        "rank": jax.ShapeDtypeStruct((), jnp.int32),
+        **dict.fromkeys(("rank", "left_planes", "right_planes"), jax.ShapeDtypeStruct((), jnp.int32)),
         "scale": jax.ShapeDtypeStruct((top,), jnp.float32),
-        "left": jax.ShapeDtypeStruct((top, packed_width(m, bits)), packed_dtype(bits)),
-        "right": jax.ShapeDtypeStruct((top, packed_width(n, bits)), packed_dtype(bits)),
+        "bits": jax.ShapeDtypeStruct((top,), jnp.uint8),
+        "left": jax.ShapeDtypeStruct((top * most_bits, -(-m // 8)), jnp.uint8),
+        "right": jax.ShapeDtypeStruct((top * most_bits, -(-n // 8)), jnp.uint8),
     }
-    return LowRank(**arrays, shape=tuple(spec.shape), dtype=layout.DTYPES.index(str(spec.dtype)), view=name, bits=bits)
+    dtype = layout.DTYPES.index(str(spec.dtype))
+    return LowRank(**arrays, shape=tuple(spec.shape), dtype=dtype, view=name, most_bits=most_bits)
 
 
-def _quantised_factors(matrix, rows, rank, top, bits, refits):
-    """Returns the payload's arrays, and the rows' images on the short side [k, s], which make the next warm basis.
+def _more_bits(payload: LowRank) -> int:
+    """Returns how many bits more the entries of a component's shorter row have than those of its longer one.
 
-    One factor is fitted to the other as quantised, S = (L L.T)^-1 L M, and quantised in its turn. Rows beyond the rank
-    are carried along unquantised: they cost nothing extra and keep the basis whole.
+    An error of either row weighs the same, but a bit of the shorter one costs less: by the rule of equal gain a byte it
+    has log2(l / s) / 2 bits more.
     """
-    is_sent = jnp.arange(top) < rank
-    long_codes, long, long_scale = _quantised(rows[:top], is_sent, bits)
+    sides = views.matrix_shape(payload.view, payload.shape)
+    return round(0.5 * math.log2(max(sides) / min(sides)))
+
+
+def _short_bits(payload: LowRank, long_bits: Array) -> Array:
+    """Returns the bits of the shorter row of every component."""
+    return jnp.where(long_bits > 0, jnp.minimum(long_bits + _more_bits(payload), payload.most_bits), 0)
+
+
+def _sides(payload: LowRank, long_bits: Array) -> tuple[Array, Array]:
+    """Returns the bits of the left and of the right rows."""
+    m, n = views.matrix_shape(payload.view, payload.shape)
+    short_bits = _short_bits(payload, long_bits)
+    return (short_bits, long_bits) if m < n else (long_bits, short_bits)
+
+
+def _counts(payload: LowRank, long_bits: Array) -> dict[str, Any]:
+    """Returns what the payload counts where its components have these bits."""
+    left_bits, right_bits = _sides(payload, long_bits)
+    return {
+        "rank": jnp.sum(long_bits > 0, dtype=jnp.int32),
+        "left_planes": jnp.sum(left_bits, dtype=jnp.int32),
+        "right_planes": jnp.sum(right_bits, dtype=jnp.int32),
+    }
+
+
+def _least_bytes(template: LowRank) -> int:
+    """Returns the length of the frame with one component of one bit."""
+    m, n = views.matrix_shape(template.view, template.shape)
+    short = min(1 + _more_bits(template), template.most_bits)
+    left, right = (short, 1) if m < n else (1, short)
+    return layout.frame_bytes(template, rank=1, left_planes=left, right_planes=right)
+
+
+def _spend(template: LowRank, energies: Array, budget_bytes: Array | int) -> tuple[Array, dict[str, Any]]:
+    """Returns the bits of every component's longer row, int32 [top], and the counts of the largest frame that fits.
+
+    A zero tensor is a message like any other: it has one component, of 0 bits.
+    """
+    budget_bytes = layout.within_int32(budget_bytes)
+
+    def fits(long_bits):
+        return layout.num_bytes(dataclasses.replace(template, **_counts(template, long_bits))) <= budget_bytes
+
+    bits = water_filling.most_that_fit(water_filling.by_energy(energies, template.most_bits), fits)
+    counts = _counts(template, bits)
+    is_message = budget_bytes >= _least_bytes(template)
+    return bits, counts | {"rank": jnp.maximum(counts["rank"], is_message.astype(jnp.int32))}
+
+
+def _quantised_factors(matrix, rows, long_bits, template, refits):
+    """Returns the payload's arrays, and the rows' images on the short side [k, s], for the next message's basis.
+
+    One factor is fitted to the other as quantised, S = (L L.T)^-1 L M, and quantised in its turn. Rows that are not
+    sent are carried along unquantised: they cost nothing extra and keep the basis whole.
+    """
+    top, most = long_bits.shape[0], template.most_bits
+    short_bits, is_sent = _short_bits(template, long_bits), long_bits > 0
+    long_codes, long, long_scale = _quantised(rows[:top], long_bits, most)
     known = jnp.where(is_sent[:, None], long, rows[:top]) if refits else rows[:top]
     images = linalg.to_short(matrix, rows.at[:top].set(known))
     short = _least_squares(long, images[:top], is_sent) if refits else images[:top]
-    short_codes, short, short_scale = _quantised(short, is_sent, bits)
+    short_codes, short, short_scale = _quantised(short, short_bits, most)
     for _ in range(refits - 1):
         long = _least_squares(short, linalg.to_long(matrix, short), is_sent)
-        long_codes, long, long_scale = _quantised(long, is_sent, bits)
+        long_codes, long, long_scale = _quantised(long, long_bits, most)
         short = _least_squares(long, linalg.to_short(matrix, long), is_sent)
-        short_codes, short, short_scale = _quantised(short, is_sent, bits)
-    is_wide = matrix.shape[0] < matrix.shape[1]
-    left, right = (short_codes, long_codes) if is_wide else (long_codes, short_codes)
-    return {"scale": long_scale * short_scale, "left": pack(left, bits), "right": pack(right, bits)}, images
+        short_codes, short, short_scale = _quantised(short, short_bits, most)
+    packed = planes.pack(long_codes, long_bits, most), planes.pack(short_codes, short_bits, most)
+    left, right = packed[::-1] if matrix.shape[0] < matrix.shape[1] else packed
+    scale = long_scale * short_scale
+    return {"scale": scale, "bits": long_bits.astype(jnp.uint8), "left": left, "right": right}, images
 
 
-def _quantised(rows, is_sent, bits):
-    """Returns (codes, values, scale) of the rows; those that are not sent are zero."""
-    rows = jnp.where(is_sent[:, None], rows, 0.0)
-    codes, scale = quantise_rows(rows, bits)
+def _quantised(rows, bits, most):
+    """Returns (codes, values, scale) of the rows; those of 0 bits are zero."""
+    codes, scale = quantise_rows(rows, bits, most)
     return codes, levels(codes, bits) * scale[:, None], scale
 
 

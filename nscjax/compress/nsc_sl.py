@@ -15,16 +15,17 @@ def nsc_sl(
 ) -> Compressor:
     """Returns the NSC-SL compressor.
 
-    The rank follows the singular values and the byte budget, r = min(r_E, r_B, max_rank): the fewest components that
-    hold `energy` of the tensor, if the frame then fits `SideInfo.budget_bytes`, else as many as fit. The factors come
-    from an alternating orthogonal iteration with a warm start and are compensated for each other's quantisation. The
-    paper's public text is its abstract; all that it leaves open is our choice by measurement (`docs/results.md`).
+    The rank follows the singular values and the byte budget, r = min(r_E, r_B, max_rank): at most the fewest components
+    that hold `energy` of the tensor, and of these as many as earn a bit when `SideInfo.budget_bytes` are spent where
+    they take off most of the error. The factors come from an alternating orthogonal iteration with a warm start and are
+    compensated for each other's quantisation. The paper's public text is its abstract; all that it leaves open is our
+    choice by measurement (`docs/results.md`).
     Residual feedback across messages is a wrapper: `nscjax.compress.error_feedback`, `nscjax.compress.delta`.
 
     Args:
         max_rank: the most components a frame may hold, >= 1; clipped to the matrix.
         energy: share of the squared norm to keep where the budget allows, in (0, 1].
-        factor_bits: 4, 8 or 16 bits a factor entry.
+        factor_bits: the most bits of a factor entry, 4, 8 or 16.
         iterations: alternating iterations a message, >= 1.
         view: "auto" or a view's name, such as "BH,WC".
 
@@ -42,7 +43,7 @@ def nsc_sl(
         True
     """
     return low_rank(
-        rank.energy_within_budget(energy),
+        rank.by_energy(energy),
         max_rank=max_rank,
         factor_bits=factor_bits,
         iterations=iterations,

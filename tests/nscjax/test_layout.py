@@ -8,10 +8,11 @@ import pytest
 
 from nscjax import compress, layout
 from nscjax.compress.base import Dense
+from nscjax.compress.baselines.powersgd import Factors
 from tests.nscjax.tensors import normal, side, spec
 
 SHAPE = (5, 3, 4, 7)
-compressor = compress.nsc_sl(max_rank=6, factor_bits=4, view="BH,WC")
+compressor = compress.METHODS["powersgd"](max_rank=6, view="BH,WC", error_feedback=False)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,8 @@ def test_codes_of_dtypes_and_tags_of_payloads_are_for_ever():
         *("float16", "bfloat16", "float32", "float64"),
     ) == layout.DTYPES
     assert layout.PAYLOADS[1] is Dense
-    assert layout.PAYLOADS[2] is compress.LowRank
+    assert 2 not in layout.PAYLOADS  # retired: low rank with the same bits for every component
+    assert layout.PAYLOADS[11] is compress.LowRank
 
 
 def test_a_taken_tag_is_refused():
@@ -41,18 +43,17 @@ def test_a_taken_tag_is_refused():
 
 def test_only_arrays_are_leaves_and_the_rest_is_static(payload):
     leaves, treedef = jax.tree.flatten(payload)
-    assert len(leaves) == len(layout.array_fields(compress.LowRank)) == 4
+    assert len(leaves) == len(layout.array_fields(type(payload))) == 4
     assert all(isinstance(leaf, jax.Array) for leaf in leaves)
     assert treedef.unflatten(leaves).view == "BH,WC"
-    assert [field.name for field in layout.static_fields(compress.LowRank)] == ["shape", "dtype", "view", "bits"]
+    assert [field.name for field in layout.static_fields(type(payload))] == ["shape", "dtype", "view"]
 
 
 def test_header_is_a_msgpack_list_of_metadata_and_layouts(payload):
-    float32 = layout.DTYPES.index("float32")
-    uint8, int32 = layout.DTYPES.index("uint8"), layout.DTYPES.index("int32")
+    float32, float16, int32 = (layout.DTYPES.index(name) for name in ("float32", "float16", "int32"))
     assert msgpack.unpackb(layout.header(payload)) == [
-        *([*SHAPE], float32, "BH,WC", 4),
-        *([int32], [float32, 6], [uint8, 6, 8], [uint8, 6, 14]),
+        *([*SHAPE], float32, "BH,WC"),
+        *([int32], [float32, 6], [float16, 6, 15], [float16, 6, 28]),
     ]
 
 
@@ -67,7 +68,7 @@ def test_frame_of_rank_0_is_header_and_rank_alone(payload):
 
 
 def test_every_component_adds_its_scale_and_its_rows(payload):
-    assert layout.frame_bytes(payload, rank=3) - layout.frame_bytes(payload) == 3 * (4 + 8 + 14)
+    assert layout.frame_bytes(payload, rank=3) - layout.frame_bytes(payload) == 3 * (4 + 2 * 15 + 2 * 28)
 
 
 def test_num_bytes_follows_the_rank_inside_jit(payload):
@@ -85,9 +86,11 @@ def test_num_bytes_of_a_payload_without_rank_is_fixed():
 
 @pytest.mark.parametrize("rank", [0, 1, 6, 100])
 def test_affordable_rank_is_the_most_that_fits_and_has_room(payload, rank):
-    exact = layout.frame_bytes(payload, rank)
+    exact = layout.frame_bytes(payload, min(rank, 6)) + (rank > 6)
     assert layout.affordable_rank(payload, exact) == min(rank, 6)
     assert layout.affordable_rank(payload, exact - 1) == min(max(rank - 1, 0), 6)
+    with pytest.raises(IndexError):
+        layout.frame_bytes(payload, 7)
 
 
 @pytest.mark.parametrize("budget_bytes", [0, 1, -5, np.int32(7)])
@@ -100,7 +103,7 @@ def test_affordable_rank_is_never_negative(payload, budget_bytes):
 def test_frames_longer_than_an_int32_can_count_are_never_affordable():
     row = jax.ShapeDtypeStruct((1 << 30,), jnp.uint8)
     rows = jax.ShapeDtypeStruct((5, *row.shape), row.dtype)
-    huge = compress.LowRank(jax.ShapeDtypeStruct((), jnp.int32), rows, rows, rows, (1, 1), 0, "B,D", 8)
+    huge = Factors(jax.ShapeDtypeStruct((), jnp.int32), rows, rows, rows, (1, 1), 0, "B,D")
     assert layout.affordable_rank(huge, 2**31 - 1) == 0
     thin = jax.ShapeDtypeStruct((5, 1), jnp.uint8)
     assert layout.affordable_rank(dataclasses.replace(huge, left=thin, right=thin), 2**31 - 1) == 1
@@ -116,8 +119,18 @@ def test_a_doubling_field_has_two_to_the_rank_rows():
     del layout.PAYLOADS[255]
     rank = jax.ShapeDtypeStruct((), jnp.int32)
     book = Book(rank, jax.ShapeDtypeStruct((37, 2), jnp.float32), jax.ShapeDtypeStruct((8, 3), jnp.uint8))
-    assert layout.max_rank(book) == 5
+    assert layout.most(book) == {"rank": 5}
     lengths = [layout.frame_bytes(book, r) for r in range(6)]
     assert [length - lengths[0] for length in lengths] == [0, *(8 * 2**r + 3 * r for r in range(1, 6))]
     assert [int(layout.affordable_rank(book, length)) for length in lengths] == [0, 1, 2, 3, 4, 5]
     assert layout.affordable_rank(book, lengths[4] - 1) == 3
+
+
+def test_a_payload_may_count_several_things():
+    x = normal(SHAPE)
+    several = compress.nsc_sl(max_rank=6, view="BH,WC")
+    sent = several.compress(x, several.init(jax.random.key(1), spec(x))[0], side())[0]
+    assert layout.most(sent) == {"rank": 6, "left_planes": 48, "right_planes": 48}
+    base = layout.frame_bytes(sent)
+    assert layout.frame_bytes(sent, rank=2, left_planes=5, right_planes=7) - base == 2 * (4 + 1) + 5 * 2 + 7 * 4
+    assert layout.num_bytes(sent) == base + 5 * sent.rank + 2 * sent.left_planes + 4 * sent.right_planes

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nscjax import compress, cut, measure, split, wire
+from nscjax import compress, cut, layout, measure, split, wire
 from nscjax.compress import rank
 from tests.nscjax import networks
 from tests.nscjax.tensors import PLENTY, spec
@@ -303,7 +303,7 @@ class Counting:
 
     def __init__(self):
         self.model, *params = networks.counting()
-        low_rank = compress.low_rank(rank.budget(), max_rank=3, factor_bits=8)
+        low_rank = compress.low_rank(rank.by_energy(1.0), max_rank=3, factor_bits=8)
         remembering = compress.error_feedback(compress.delta(low_rank, BATCH_SIZE))
         self.duplex = compress.Duplex(up=remembering, down=remembering)
         struct = jax.ShapeDtypeStruct((BATCH_SIZE, 16), jnp.float32)
@@ -360,8 +360,7 @@ def test_what_an_unaffordable_uplink_costs_is_its_header(counting, warm):
     enc, _ = jax.eval_shape(lambda: counting.duplex.up.init(jax.random.key(0), spec(x)))
     side = compress.SideInfo(jax.random.key(0), 0, jnp.arange(BATCH_SIZE))
     payload, _ = jax.eval_shape(counting.duplex.up.compress, x, enc, side)
-    per_component = 4 + BATCH_SIZE + 16
-    assert step.up.num_bytes == step.down.num_bytes == counting.duplex.up.min_bytes(spec(x)) - per_component
+    assert step.up.num_bytes == step.down.num_bytes == layout.frame_bytes(payload)
     assert measure.rank(payload).shape == ()
 
 

@@ -21,22 +21,30 @@ LONGEST_MESSAGE = 1000
 
 
 def low_rank(rank=2, seed=0):
-    """A payload of a [4, 6] matrix in 4 bits with room for 3 components."""
+    """A payload of a [4, 6] matrix with room for 3 components of 4 bits: 3 planes a left row, 2 a right one."""
     rng = np.random.default_rng(seed)
     is_sent = np.arange(3) < rank
+    left, right = (rng.integers(0, 256, (12, 1), np.uint8) for _ in range(2))
     return compress.LowRank(
         rank=np.int32(rank),
+        left_planes=np.int32(3 * rank),
+        right_planes=np.int32(2 * rank),
         scale=np.float32(rng.normal(size=3)) * is_sent,
-        left=rng.integers(0, 256, (3, 2), np.uint8) * is_sent[:, None],
-        right=rng.integers(0, 256, (3, 3), np.uint8) * is_sent[:, None],
+        bits=np.uint8([2, 2, 2]) * is_sent,
+        left=left * (np.arange(12) < 3 * rank)[:, None],
+        right=right * (np.arange(12) < 2 * rank)[:, None],
         shape=(4, 6),
         dtype=FLOAT32,
         view="B,D",
-        bits=4,
+        most_bits=4,
     )
 
 
-LOW_RANK_HEADER = [[4, 6], FLOAT32, "B,D", 4, [INT32], [FLOAT32, 3], [UINT8, 3, 2], [UINT8, 3, 3]]
+COUNTS = [[INT32]] * 3
+LOW_RANK_HEADER = [
+    *([4, 6], FLOAT32, "B,D", 4),
+    *(*COUNTS, [FLOAT32, 3], [UINT8, 3], [UINT8, 12, 1], [UINT8, 12, 1]),
+]
 
 
 def sealed(frame):
@@ -65,7 +73,7 @@ def assert_decoded_or_refused(frame, **options):
         message = str(problem)
     else:
         # What was taken can be used: its own layout says how long its frame is.
-        assert len(wire.encode(payload)) == layout.frame_bytes(payload, int(getattr(payload, "rank", 0)))
+        assert len(wire.encode(payload)) == layout.num_bytes(payload)
         return
     assert 0 < len(message) < LONGEST_MESSAGE
 
@@ -76,23 +84,23 @@ def assert_decoded_or_refused(frame, **options):
 def test_a_frame_is_prefix_header_arrays_and_checksum():
     payload = low_rank(rank=2)
     head = msgpack.packb(LOW_RANK_HEADER)
-    body = struct.pack("<i", 2) + payload.scale[:2].astype("<f4").tobytes()
-    body += payload.left[:2].tobytes() + payload.right[:2].tobytes()
-    expected = sealed(b"NS" + bytes([1, 2]) + struct.pack("<H", len(head)) + head + body)
+    body = struct.pack("<iii", 2, 6, 4) + payload.scale[:2].astype("<f4").tobytes() + payload.bits[:2].tobytes()
+    body += payload.left[:6].tobytes() + payload.right[:4].tobytes()
+    expected = sealed(b"NS" + bytes([1, LOW_RANK]) + struct.pack("<H", len(head)) + head + body)
     assert wire.encode(payload) == expected
 
 
 @pytest.mark.parametrize("rank", [0, 1, 3])
 def test_only_the_components_up_to_the_rank_cross(rank):
     frame = wire.encode(low_rank(rank))
-    assert len(frame) == layout.num_bytes(low_rank(rank)) == len(wire.encode(low_rank(0))) + rank * (4 + 2 + 3)
+    assert len(frame) == layout.num_bytes(low_rank(rank)) == len(wire.encode(low_rank(0))) + rank * (4 + 1 + 3 + 2)
 
 
 def test_what_was_past_the_rank_comes_back_as_zeros():
     spoilt = dataclasses.replace(low_rank(rank=1), scale=np.float32([5, np.nan, 7]))
     restored = wire.decode(wire.encode(spoilt))
     np.testing.assert_array_equal(restored.scale, [5, 0, 0])
-    assert restored.left.shape == (3, 2)
+    assert restored.left.shape == (12, 1)
 
 
 def test_encode_takes_arrays_on_the_device():
@@ -186,7 +194,7 @@ def test_a_wrong_checksum_is_refused_with_both_values():
 
 
 def test_a_header_past_the_end_is_refused():
-    frame = sealed(b"NS" + bytes([1, 2]) + struct.pack("<H", 100) + b"abc")
+    frame = sealed(b"NS" + bytes([1, LOW_RANK]) + struct.pack("<H", 100) + b"abc")
     assert refused(frame) == "frame's header ends at byte 106; the frame has 13"
 
 
@@ -195,17 +203,17 @@ def test_a_header_that_is_not_msgpack_is_refused(head):
     assert refused(framed(head)).startswith("frame's header is not msgpack: ")
 
 
-@pytest.mark.parametrize("header", [[], [[4, 6]], {"a": 2}, 5, None, "text", [None] * 9, [[1] * 500]])
+@pytest.mark.parametrize("header", [[], [[4, 6]], {"a": 2}, 5, None, "text", [None] * 12, [[1] * 500]])
 def test_a_header_of_another_form_is_refused(header):
     message = refused(framed(header))
     assert message.startswith("frame's header holds ")
-    assert message.endswith("; expected a list of 8 entries")
+    assert message.endswith("; expected a list of 11 entries")
     assert len(message) < 250
 
 
 @pytest.mark.parametrize("entry", [[], 5, None, "x", [-1, 3], [FLOAT32, 2.0], [FLOAT32, True], [FLOAT32, 1 << 50]])
 def test_a_field_without_dtype_and_shape_is_refused(entry):
-    header = [*LOW_RANK_HEADER[:5], entry, *LOW_RANK_HEADER[6:]]
+    header = [*LOW_RANK_HEADER[:7], entry, *LOW_RANK_HEADER[8:]]
     message = refused(framed(header))
     assert message.startswith("frame's field scale has layout ")
     assert message.endswith("; expected (dtype, *shape)")
@@ -221,19 +229,22 @@ def test_a_field_beyond_the_cap_is_refused():
 
 
 def test_a_payload_that_contradicts_itself_is_refused():
-    message = refused(framed([[4, 7], *LOW_RANK_HEADER[1:]]))
+    message = refused(framed([[4, 9], *LOW_RANK_HEADER[1:]]))
     assert message.startswith("frame is not a LowRank: its arrays are ")
 
 
-@pytest.mark.parametrize("rank", [-1, 4, 2**31 - 1])
-def test_a_rank_out_of_range_is_refused(rank):
-    assert refused(framed(LOW_RANK_HEADER, struct.pack("<i", rank))) == f"frame's rank is {rank}; allowed: 0 to 3"
+@pytest.mark.parametrize("count", [-1, 13, 2**31 - 1])
+def test_a_count_out_of_range_is_refused(count):
+    rank, planes = (struct.pack("<i", number) for number in (count, 3))
+    assert refused(framed(LOW_RANK_HEADER, rank)) == f"frame's rank is {count}; allowed: 0 to 3"
+    message = refused(framed(LOW_RANK_HEADER, planes + planes + rank))
+    assert message == f"frame's right_planes is {count}; allowed: 0 to 12"
 
 
 def test_a_body_too_short_or_too_long_is_refused():
     frame = wire.encode(low_rank(rank=1))[:-4]
-    assert refused(sealed(frame[:-1])) == "frame's field right ends at byte 13 of the body; the body has 12"
-    assert refused(sealed(frame + b"x")) == "frame's body has 14 bytes; its fields take 13"
+    assert refused(sealed(frame[:-1])) == "frame's field right ends at byte 22 of the body; the body has 21"
+    assert refused(sealed(frame + b"x")) == "frame's body has 23 bytes; its fields take 22"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -335,7 +346,7 @@ def hostile_headers(draw):
 @settings(max_examples=400)
 @given(hostile_headers(), st.binary(max_size=40))
 @example((LOW_RANK, [[4, 6], 9.0, "B,D", 4, *LOW_RANK_HEADER[4:]]), b"\0" * 4)
-@example((LOW_RANK, [*LOW_RANK_HEADER[:5], [FLOAT32], *LOW_RANK_HEADER[6:]]), b"\0" * 4)
+@example((LOW_RANK, [*LOW_RANK_HEADER[:7], [FLOAT32], *LOW_RANK_HEADER[8:]]), b"\0" * 4)
 @example((DENSE, [[UINT8, *[1] * 70]]), b"x")
 @example((DENSE, [[UINT8, 0, 1 << 39, 1 << 39]]), b"")
 def test_a_hostile_header_is_a_payload_or_refused(tag_and_header, body):
@@ -352,15 +363,15 @@ HOSTILE = {
     "a huge tensor": (LOW_RANK, [[1 << 30, 1 << 30], FLOAT32, "B,D", 4, *LOW_RANK_HEADER[4:]]),
     "many components": (
         LOW_RANK,
-        [[4, 6], FLOAT32, "B,D", 4, [INT32], [FLOAT32, TOP], [UINT8, TOP, 2], [UINT8, TOP, 3]],
+        [[4, 6], FLOAT32, "B,D", 4, *COUNTS, [FLOAT32, TOP], [UINT8, TOP], [UINT8, 4 * TOP, 1], [UINT8, 4 * TOP, 1]],
     ),
     "more components than the matrix has": (
         LOW_RANK,
-        [[4, 6], FLOAT32, "B,D", 4, [INT32], [FLOAT32, 5], [UINT8, 5, 2], [UINT8, 5, 3]],
+        [[4, 6], FLOAT32, "B,D", 4, *COUNTS, [FLOAT32, 5], [UINT8, 5], [UINT8, 20, 1], [UINT8, 20, 1]],
     ),
     "fields that are small one by one": (
         LOW_RANK,
-        [[100, 120], FLOAT32, "B,D", 8, [INT32], [FLOAT32, 540], [UINT8, 540, 100], [UINT8, 540, 120]],
+        [[100, 120], FLOAT32, "B,D", 8, *COUNTS, [FLOAT32, 100], [UINT8, 100], [UINT8, 2400, 13], [UINT8, 2400, 15]],
     ),
 }
 

@@ -75,7 +75,7 @@ def test_views_are_measured_where_the_tensor_is():
         client_apply=lambda params, x: (x @ params)[:, None, None] * rest,
         server_apply=lambda params, smashed: jnp.einsum("btd,tk,d->bk", smashed, params, feature),
     )
-    once = DirectionConfig(max_rank=1)
+    once = DirectionConfig(max_rank=1, view="calibrate")
     config = dataclasses.replace(OWN, compress=CompressConfig(once, once))
     halves = (jnp.ones(4), ()), (mix, ())
     _, spec, settings = set_up(config, model=(model, *halves))

@@ -8,8 +8,10 @@ whose range is the best for a Laplace distribution of the band's energy at that 
 
 import jax.numpy as jnp
 
-from nscjax.compress.banded import MOST_GROUPS, Bands, banded, by_energy, by_group, frequencies, mean_squares
+from nscjax.compress import water_filling
+from nscjax.compress.banded import MOST_GROUPS, Bands, banded, by_group, frequencies, mean_squares
 from nscjax.compress.base import Compressor
+from nscjax.compress.planes import MOST_BITS
 
 
 def dct() -> Compressor:
@@ -21,7 +23,7 @@ def dct() -> Compressor:
         band = jnp.minimum(order, num_groups - 1).astype(jnp.int32)
 
         def bits(rows, group):
-            return by_energy(by_group(mean_squares(rows), group, num_groups)[group])
+            return water_filling.by_energy(by_group(mean_squares(rows), group, num_groups)[group], MOST_BITS)
 
         return Bands(size, num_groups, forward, inverse, lambda _rows, state: (band, state), bits)
 

@@ -10,8 +10,10 @@ bit more for twice the mean energy, clipped to 8, at the highest level that fits
 import jax.numpy as jnp
 
 from nscjax import check
-from nscjax.compress.banded import Bands, banded, by_energy, by_group, frequencies, mean_squares
+from nscjax.compress import water_filling
+from nscjax.compress.banded import Bands, banded, by_group, frequencies, mean_squares
 from nscjax.compress.base import Compressor
+from nscjax.compress.planes import MOST_BITS
 
 
 def sl_fac(*, threshold: float = 0.9) -> Compressor:
@@ -34,7 +36,7 @@ def sl_fac(*, threshold: float = 0.9) -> Compressor:
             return (before >= threshold * jnp.sum(energies)).astype(jnp.int32), state
 
         def bits(rows, group):
-            return by_energy(by_group(mean_squares(rows), group, 2)[group])
+            return water_filling.by_energy(by_group(mean_squares(rows), group, 2)[group], MOST_BITS)
 
         return Bands(size, 2, forward, inverse, group, bits)
 

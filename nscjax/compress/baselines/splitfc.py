@@ -18,8 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from nscjax import check, layout
-from nscjax.compress import planes
-from nscjax.compress.banded import most_within
+from nscjax.compress import planes, water_filling
 from nscjax.compress.base import Compressor, no_state
 from nscjax.compress.planes import MOST_BITS
 from nscjax.types import Array, Shape
@@ -88,7 +87,10 @@ def splitfc(*, bits: int = 2) -> Compressor:
         rows = rows * weights.astype(jnp.float32)[:, None]
         limits = jnp.stack([jnp.min(rows, axis=1), jnp.max(rows, axis=1)], axis=1).astype(jnp.float16)
         span = (limits[:, 1] - limits[:, 0]).astype(jnp.float32)
-        column_bits = most_within(_bits_by_range(jnp.where(is_kept, span, 0.0)), rank * bits)
+        column_bits = water_filling.most_that_fit(
+            _bits_by_range(jnp.where(is_kept, span, 0.0)),
+            lambda bits_n: jnp.sum(bits_n, dtype=jnp.int32) <= rank * bits,
+        )
         last = planes.last_code(column_bits)[:, None]
         unit = (rows - limits[:, :1].astype(jnp.float32)) / jnp.where(span > 0, span, 1.0)[:, None]
         codes = jnp.clip(jnp.round(unit * last), 0, last).astype(jnp.uint8)

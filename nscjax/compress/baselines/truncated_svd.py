@@ -1,60 +1,47 @@
 """Truncated SVD: the best matrix of its rank (Eckart and Young 1936), the bound of every method of low rank.
 
-It is here to be compared with: a full SVD of the cut tensor takes longer than the rest of the step.
+It is here to be compared with: a full SVD of the cut tensor takes longer than the rest of the step. Its factors get the
+bits of `nscjax.compress.low_rank`, each quantised for itself.
 """
-
-import dataclasses
 
 import jax.numpy as jnp
 
-from nscjax import check, layout
+from nscjax import check
+from nscjax.compress import rank as ranks
 from nscjax.compress import view as views
 from nscjax.compress.base import Compressor
-from nscjax.compress.low_rank import decompress, empty
-from nscjax.compress.quantise import pack, quantise_rows
+from nscjax.compress.low_rank import BITS, factorised
 
 
 def truncated_svd(
-    *, rank: int | None = None, max_rank: int = 16, factor_bits: int = 16, view: str = "auto"
+    *, rank: int | None = None, max_rank: int = 16, factor_bits: int = 8, view: str = "auto"
 ) -> Compressor:
     """Returns the compressor by truncated SVD; its frames decode alone.
 
     Args:
-        rank: components sent where the budget affords them, >= 1; by default as many as it affords.
+        rank: the most components, >= 1; by default `max_rank`.
         max_rank: the most components, if `rank` is not given.
-        factor_bits: 4, 8 or 16 bits a factor entry; each factor is quantised for itself.
+        factor_bits: the most bits of a factor entry, 4, 8 or 16.
         view: a view's name or "auto", see `nscjax.compress.view`.
 
     Raises:
         InputError: an argument out of range.
     """
     top = check.count("rank", rank, 1) if rank is not None else check.count("max_rank", max_rank, 1)
-    check.one_of("factor_bits", factor_bits, (4, 8, 16))
+    check.one_of("factor_bits", factor_bits, BITS)
 
     def init(key, spec):
         del key
-        empty(spec, view, factor_bits, top)
+        views.resolve(view, spec.shape)
         return (), ()
 
-    def compress(x, enc_state, side):
-        template = empty(x, view, factor_bits, top)
-        matrix = views.matricise(x, template.view)
-        peak = jnp.max(jnp.abs(matrix))
-        left, lengths, right = jnp.linalg.svd(matrix / jnp.where(peak > 0, peak, 1.0), full_matrices=False)
-        num = template.scale.shape[0]
-        left_codes, left_scale = quantise_rows(left[:, :num].T, factor_bits)
-        right_codes, right_scale = quantise_rows(lengths[:num, None] * right[:num], factor_bits)
-        affordable = layout.affordable_rank(template, side.budget_bytes)
-        payload = dataclasses.replace(
-            template,
-            rank=affordable if rank is None else jnp.where(affordable >= rank, rank, 0),
-            scale=peak * left_scale * right_scale,
-            left=pack(left_codes, factor_bits),
-            right=pack(right_codes, factor_bits),
-        )
-        return payload, enc_state
+    def find(matrix, state, key):
+        del state, key
+        left, lengths, right = jnp.linalg.svd(matrix, full_matrices=False)
+        return (right if matrix.shape[0] < matrix.shape[1] else left.T), jnp.square(lengths)
 
-    def min_bytes(spec):
-        return layout.frame_bytes(empty(spec, view, factor_bits, top), rank=rank or 1)
+    def carry(images, key):
+        del images, key
+        return ()
 
-    return Compressor(init, compress, decompress, layout.num_bytes, min_bytes)
+    return factorised(init, find, carry, ranks.fixed(top), max_rank=top, factor_bits=factor_bits, view=view, refits=0)

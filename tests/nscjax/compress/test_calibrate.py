@@ -5,7 +5,7 @@ import pytest
 
 from nscjax import check, compress, layout
 from nscjax.compress import view
-from tests.nscjax.tensors import normal, of_rank, spec
+from tests.nscjax.tensors import distortion, normal, of_rank, spec, with_spectrum
 
 SHAPE = (12, 3, 16)
 build = lambda name: compress.nsc_sl(view=name, max_rank=4, energy=1.0)  # noqa: E731
@@ -47,11 +47,24 @@ def test_a_tensor_without_views_is_refused():
 @pytest.mark.parametrize("budget_bytes", [0, 60, 150, 400])
 def test_reachable_rank_is_the_most_that_fits(budget_bytes):
     x = normal((12, 20))
-    compressor = compress.nsc_sl(max_rank=12)
+    compressor = compress.METHODS["powersgd"](max_rank=12, error_feedback=False)
     enc, _ = compressor.init(jax.random.key(0), spec(x))
     payload = jax.eval_shape(compressor.compress, spec(x), enc, compress.SideInfo(jax.random.key(0), 0))[0]
     fits = [r for r in range(1, 13) if layout.frame_bytes(payload, r) <= budget_bytes]
     assert compress.reachable_rank(compressor, spec(x), budget_bytes) == max([1, *fits])
+
+
+def test_reachable_rank_loses_nothing_where_every_component_has_its_own_bits():
+    x, budget_bytes = with_spectrum(128, 256, 0.5), 4000
+    sent = []
+    for top in (128, compress.reachable_rank(compress.nsc_sl(max_rank=128), spec(x), budget_bytes)):
+        compressor = compress.nsc_sl(max_rank=top, energy=1.0)
+        enc, dec = compressor.init(jax.random.key(0), spec(x))
+        for step in range(4):
+            payload, enc = compressor.compress(x, enc, compress.SideInfo(jax.random.key(step), budget_bytes))
+        sent.append((top, distortion(x, compressor.decompress(payload, dec, None)[0])))
+    assert sent[1][0] < 64
+    assert sent[1][1] < 1.01 * sent[0][1]
 
 
 def test_reachable_rank_is_no_more_than_the_matrix_has():

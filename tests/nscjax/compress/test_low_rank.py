@@ -26,16 +26,19 @@ RANK = 6
 
 @functools.cache
 def make(bits, refits=1, rank_rule=None):
-    """Returns (init, compress, decompress), jitted, of a compressor of up to RANK components of a [24, 40] matrix."""
-    rule = rank_rule or rank.budget()
+    """Returns (init, compress, decompress), jitted, of a compressor of up to RANK components of a [24, 40] matrix.
+
+    Where the budget is no matter, every component has all `bits`.
+    """
+    rule = rank_rule or rank.by_energy(1.0)
     compressor = compress.low_rank(rule, max_rank=RANK, factor_bits=bits, refits=refits)
     init = jax.jit(compressor.init, static_argnums=1)
     return init, jax.jit(compressor.compress), jax.jit(compressor.decompress)
 
 
-def sent(xs, bits=16, refits=1, budget_bytes=PLENTY):
+def sent(xs, bits=16, refits=1, budget_bytes=PLENTY, rank_rule=None):
     """Sends the tensors one after another; returns (the last payload, its x_hat, the state)."""
-    init, send, receive = make(bits, refits)
+    init, send, receive = make(bits, refits, rank_rule)
     enc, dec = init(jax.random.key(1), spec(xs[0]))
     for step, x in enumerate(xs):
         payload, enc = send(x, enc, side(budget_bytes, step))
@@ -44,7 +47,7 @@ def sent(xs, bits=16, refits=1, budget_bytes=PLENTY):
 
 def received_components(payload):
     """Returns the components that cross, [rank, m, n] in float64."""
-    _, _, receive = make(payload.bits)
+    _, _, receive = make(payload.most_bits)
     scales = [jnp.where(jnp.arange(RANK) == i, payload.scale, 0.0) for i in range(RANK)]
     alone = [dataclasses.replace(payload, scale=scale) for scale in scales]
     return np.stack([np.asarray(receive(one, (), side())[0], np.float64) for one in alone])[: int(payload.rank)]
@@ -110,19 +113,33 @@ def test_components_are_ordered_by_energy(bits):
 
 def test_fewer_components_are_the_first_of_more():
     x = with_spectrum(*SHAPE, 1.0)
-    few = sent([x], budget_bytes=layout.frame_bytes(sent([x])[0], rank=2))[0]
-    many = sent([x])[0]
+    few, many = sent([x], rank_rule=rank.fixed(2))[0], sent([x])[0]
     assert (few.rank, many.rank) == (2, RANK)
     # The matrix is wide: its long side, quantised first, is on the right.
-    np.testing.assert_array_equal(few.right[:2], many.right[:2])
+    np.testing.assert_array_equal(few.right[:32], many.right[:32])
     np.testing.assert_allclose(received_components(few)[0], received_components(many)[0], atol=1e-3)
 
 
-def test_the_rank_follows_the_budget():
-    x = normal(SHAPE)
-    payload, _, _ = sent([x])
-    ranks = [int(sent([x], budget_bytes=layout.frame_bytes(payload, rank=r) + 1)[0].rank) for r in range(RANK + 3)]
-    assert ranks == [min(r, RANK) for r in range(RANK + 3)]
+def test_rank_and_bits_follow_the_budget():
+    x = with_spectrum(*SHAPE, 0.5)
+    payloads = [sent([x], bits=8, budget_bytes=budget)[0] for budget in range(0, 600, 20)]
+    ranks, lost = [int(payload.rank) for payload in payloads], []
+    assert ranks == sorted(ranks)
+    assert {0, RANK} <= set(ranks)
+    for budget, payload in zip(range(0, 600, 20), payloads):
+        assert payload.rank == 0 or layout.num_bytes(payload) <= budget
+        assert (np.diff(np.int32(payload.bits)) <= 0).all()
+        lost.append(distortion(x, make(8)[2](payload, (), side())[0]))
+    assert (np.diff(lost) <= 1e-3).all()
+
+
+def test_the_least_frame_has_one_component_of_one_bit():
+    compressor = compress.low_rank(rank.by_energy(1.0), max_rank=RANK, factor_bits=8)
+    least, x = compressor.min_bytes(jax.ShapeDtypeStruct(SHAPE, jnp.float32)), with_spectrum(*SHAPE, 0.5)
+    payload = sent([x], bits=8, budget_bytes=least)[0]
+    assert (payload.rank, payload.left_planes, payload.right_planes) == (1, 1, 1)
+    assert layout.num_bytes(payload) == least
+    assert sent([x], bits=8, budget_bytes=least - 1)[0].rank == 0
 
 
 @pytest.mark.parametrize("bits", [4, 8, 16])
@@ -173,13 +190,14 @@ def test_what_is_past_the_rank_is_not_looked_at():
     payload = dataclasses.replace(payload, rank=jnp.int32(2))
     _, _, receive = make(8)
     expected, _ = receive(payload, (), side())
-    spoilt = dataclasses.replace(payload, left=payload.left.at[2:].set(77), scale=payload.scale.at[2:].set(np.nan))
+    planes = 2 * payload.most_bits
+    spoilt = dataclasses.replace(payload, left=payload.left.at[planes:].set(77), scale=payload.scale.at[2:].set(np.nan))
     np.testing.assert_array_equal(receive(spoilt, (), side())[0], expected)
 
 
 @pytest.mark.parametrize(("shape", "expected"), [((3, 40), 3), ((40, 2), 2), ((1, 1), 1)])
 def test_max_rank_is_clipped_to_the_matrix(shape, expected):
-    compressor = compress.low_rank(rank.budget(), max_rank=16, factor_bits=8)
+    compressor = compress.low_rank(rank.by_energy(1.0), max_rank=16, factor_bits=8)
     struct = jax.ShapeDtypeStruct(shape, jnp.float32)
     enc, _ = jax.eval_shape(lambda: compressor.init(jax.random.key(0), struct))
     payload, _ = jax.eval_shape(compressor.compress, struct, enc, side())
@@ -200,13 +218,13 @@ def test_max_rank_is_clipped_to_the_matrix(shape, expected):
 )
 def test_arguments_out_of_range_are_refused(name, given, allowed):
     with pytest.raises(check.InputError) as caught:
-        compress.low_rank(rank.budget(), **({"max_rank": 4, "factor_bits": 8} | {name: given}))
+        compress.low_rank(rank.by_energy(1.0), **({"max_rank": 4, "factor_bits": 8} | {name: given}))
     assert str(caught.value).startswith(f"{name} is {given}; allowed: ")
     assert allowed.split()[-1] in str(caught.value)
 
 
 def test_a_view_of_other_axes_is_refused_when_the_tensor_is_known():
-    compressor = compress.low_rank(rank.budget(), max_rank=4, factor_bits=8, view="BC,HW")
+    compressor = compress.low_rank(rank.by_energy(1.0), max_rank=4, factor_bits=8, view="BC,HW")
     with pytest.raises(check.InputError, match="view is 'BC,HW'; allowed: 'B,D', 'auto'"):
         compressor.init(jax.random.key(0), jax.ShapeDtypeStruct((4, 6), jnp.float32))
 
@@ -223,12 +241,12 @@ TEMPLATE = jax.eval_shape(lambda: sent([jnp.zeros(SHAPE)], bits=4)[0])
         ({"shape": 960}, "its shape is 960"),
         ({"shape": (960,)}, "its shape (960,) has no view 'B,D'"),
         ({"view": "B,TD"}, "its shape (24, 40) has no view 'B,TD'"),
-        ({"bits": 5}, "it has 5 bits"),
-        ({"bits": 4.0}, "it has 4.0 bits"),
+        ({"most_bits": 5}, "it has 5 bits"),
+        ({"most_bits": 4.0}, "it has 4.0 bits"),
         ({"dtype": 99}, "its dtype code is 99"),
         ({"dtype": 9.0}, "its dtype code is 9.0"),
         ({"shape": (24, 41)}, "its arrays are "),
-        ({"bits": 8}, "its arrays are "),
+        ({"most_bits": 8}, "its arrays are "),
         ({"scale": jax.ShapeDtypeStruct((), jnp.float32)}, "its "),
         ({"rank": jax.ShapeDtypeStruct((), jnp.uint8)}, "its arrays are "),
         ({"shape": (24, 4000)}, "its tensor has 384000 bytes; allowed: 10000"),

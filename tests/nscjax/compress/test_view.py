@@ -46,14 +46,20 @@ def test_matrix_shape(name, expected):
         ((8, 16), "B,D"),
         ((32, 10, 8), "B,TD"),
         ((4, 50, 50), "BT,D"),
-        ((8, 6, 8, 64), "BHW,C"),
-        ((64, 8, 8, 16), "BH,WC"),
+        ((8, 6, 7, 64), "BHW,C"),
+        ((16, 2, 7, 16), "BH,WC"),
+        ((64, 3, 3, 16), "B,HWC"),
     ],
 )
 def test_auto_is_the_view_with_the_smallest_component(shape, expected):
     assert view.resolve("auto", shape) == expected
     smallest = min(sum(view.matrix_shape(name, shape)) for name in view.names(shape))
     assert sum(view.matrix_shape(expected, shape)) == smallest
+
+
+@pytest.mark.parametrize("shape", [(128, 16, 16, 32), (8, 6, 8, 48), (1, 4, 4, 16)])
+def test_auto_is_one_spatial_subspace_where_an_image_has_as_many_positions_as_channels(shape):
+    assert view.resolve("auto", shape) == "BC,HW"
 
 
 def test_a_name_stands_for_itself():

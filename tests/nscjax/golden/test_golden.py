@@ -36,10 +36,11 @@ METHODS = {
     "superposed": compress.METHODS["c3_sl"](),
     "codebook": compress.METHODS["fedlite"](subvector=3, most_bits=3),
     "columns": compress.METHODS["splitfc"](bits=3),
+    "factors": compress.METHODS["powersgd"](max_rank=4, view="BH,WC", error_feedback=False),
 }
 """Compressors whose payloads are stored; `Dense` needs none."""
 NAMES = ("dense_float32", "dense_bfloat16", *METHODS)
-RANKS = {"low_rank_empty": 0, "quantised": 11, "sparse": 7, "sparse_values": 5, "banded": 29, "half": 1,
+RANKS = {"low_rank_empty": 0, "factors": 3, "quantised": 11, "sparse": 7, "sparse_values": 5, "banded": 29, "half": 1,
          "superposed": 2, "codebook": 2, "columns": 9}  # fmt: skip
 
 
@@ -98,10 +99,11 @@ def test_a_stored_frame_stands_for_the_same_tensor(name):
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("low_rank")])
 def test_the_metadata_of_a_stored_frame(name):
     payload = wire.decode(stored(name)[0])
-    bits, rank = {"4": (4, 3), "8": (8, 3), "16": (16, 3), "empty": (8, 0)}[name.split("_")[-1]]
-    assert (payload.shape, payload.view, payload.bits) == ((3, 2, 4, 5), "BH,WC", bits)
+    bits, rank = {"4": (4, 4), "8": (8, 4), "16": (16, 4), "empty": (8, 0)}[name.split("_")[-1]]
+    assert (payload.shape, payload.view, payload.most_bits) == ((3, 2, 4, 5), "BH,WC", bits)
     assert layout.DTYPES[payload.dtype] == "float32"
     assert payload.rank == rank
+    assert payload.right_planes == sum(payload.bits)  # the longer row's of a wide matrix
     assert payload.scale.shape == (4,)
 
 
@@ -117,7 +119,10 @@ def made(name):
         return Dense(values=jnp.asarray(x, name.split("_")[1]))
     enc, _ = METHODS[name].init(jax.random.key(0), jax.ShapeDtypeStruct(x.shape, x.dtype))
     empty, _ = METHODS[name].compress(jnp.asarray(x), enc, side_of(name, 0))
-    budget_bytes = layout.frame_bytes(empty, rank=RANKS.get(name, 3))
+    rank = RANKS.get(name, 3)
+    budget_bytes = layout.frame_bytes(
+        empty, **{count: min(4 * rank, top) for count, top in layout.most(empty).items()} | {"rank": rank}
+    )
     return METHODS[name].compress(jnp.asarray(x), enc, side_of(name, budget_bytes))[0]
 
 
@@ -161,7 +166,7 @@ def test_a_header_that_was_tampered_with_is_a_payload_or_refused(name, data):
     except wire.WireError as problem:
         message = str(problem)
     else:
-        assert len(wire.encode(payload)) == layout.frame_bytes(payload, int(getattr(payload, "rank", 0)))
+        assert len(wire.encode(payload)) == layout.num_bytes(payload)
         return
     assert 0 < len(message) < 1000
 

@@ -248,25 +248,6 @@ def test_frequencies_are_the_dct_in_zigzag_order_and_back(shape):
     np.testing.assert_allclose(rows[0], spectrum[(slice(None), *[0] * len(axes))].reshape(-1), atol=1e-5)
 
 
-def test_twice_the_amplitude_is_one_bit_more():
-    energies = jnp.asarray([64.0, 16.0, 4.0, 1.0, 0.0])
-    bits_of = banded.by_energy(energies)
-    for t in np.linspace(-1, 1, 41):
-        bits = np.asarray(bits_of(jnp.float32(t)))
-        assert bits[-1] == 0
-        used = bits[:-1][(bits[:-1] > 0) & (bits[:-1] < 8)]
-        assert np.all(np.abs(-np.diff(used) - 1) <= 1)
-    assert list(bits_of(jnp.float32(1.0))) == [8, 8, 8, 8, 0]
-    assert not np.any(bits_of(jnp.float32(-1.0)))
-
-
-@pytest.mark.parametrize("num_planes", [0, 1, 5, 13, 39, 100])
-def test_the_budget_of_planes_is_used_and_kept(num_planes):
-    bits = banded.most_within(banded.by_energy(jnp.full(10, 3.0)), jnp.int32(num_planes))
-    assert bits.sum() == min(num_planes, 80)
-    assert bits.max() - bits.min() <= 1
-
-
 def test_dct_sends_smooth_planes_in_few_bytes():
     t = np.linspace(0, 1, 16)
     smooth = np.random.default_rng(0).normal(size=(8, 1, 1, 4)) * (t[:, None] + t[None, :] ** 2)[None, :, :, None]
