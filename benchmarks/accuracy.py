@@ -59,13 +59,12 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "settings": (
         "cifar10_bench",
         {
-            **{f"ratio {ratio}": both(ratio=ratio) for ratio in (16, 64, 100, 160)},
             **{
                 f"ratio {ratio} view {view}": both(ratio=ratio, view=view)
-                for ratio in (128, 64, 32, 16, 8)
+                for ratio in (32, 128)
                 for view in ("BC,HW", "BH,WC")
             },
-            "8 bits": both(factor_bits=8),
+            "at most 4 bits": both(factor_bits=4),
             "energy 0.9": both(energy=0.9),
         },
     ),

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.linalg  # noqa: F401  # loads LAPACK, so that its threads can be limited
 from capture import FOLDER
@@ -23,46 +24,63 @@ from record import write
 from threadpoolctl import threadpool_limits
 
 from nscjax import compress, measure
-from nscjax.compress import quantise, rank
+from nscjax.compress import quantise, rank, water_filling
 from nscjax.compress import view as views
 from nscjax.compress.low_rank import low_rank
 
-DEFAULT: dict[str, Any] = {"view": "BH,WC", "factor_bits": 4, "iterations": 1}
+DEFAULT: dict[str, Any] = {"view": "BC,HW", "factor_bits": 8, "iterations": 1}
+SAME_BITS = 4
+
+
+def same_bits(energies: jax.Array, most: int) -> water_filling.BitsRule:
+    """Gives every component `SAME_BITS`, as many components as the budget affords: what water-filling replaces."""
+    del most
+    position = jnp.arange(len(energies))
+    return lambda t: jnp.where(position < (t + 1) / 2 * (len(energies) + 1), SAME_BITS, 0)
+
+
+CONSTANTS: dict[str, tuple[Any, str, Any]] = {
+    "same bits for all": (water_filling, "by_energy", same_bits),
+    "a quarter a bit": (water_filling, "GAINS", tuple(0.75 / 4**bit for bit in range(8))),
+    "uniform levels": (quantise, "FLATNESS", 1.0),
+    **{f"flatness {flatness}": (quantise, "FLATNESS", flatness) for flatness in (0.6, 0.25)},
+    "one clipping point": (quantise, "CLIPS", (1.0,)),
+}
+"""Variants by what is put in another's place in a module."""
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
-    **{f"refits {refits}": {"refits": refits} for refits in (0, 1, 3)},
+    **{name: {} for name in CONSTANTS},
+    **{f"refits {refits}": {"refits": refits} for refits in (0, 2, 3)},
     **{f"iterations {iterations}": {"iterations": iterations} for iterations in (2, 3)},
     **{f"oversample {columns}": {"oversample": columns} for columns in (0, 2, 8)},
-    "uniform levels": {"flatness": 1.0},
-    **{f"flatness {flatness}": {"flatness": flatness} for flatness in (0.6, 0.25)},
-    "one clipping point": {"clips": (1.0,)},
-    **{f"{bits} bits": {"factor_bits": bits} for bits in (8, 16)},
-    **{f"view {view}": {"view": view} for view in ("BHW,C", "B,HWC", "BC,HW")},
+    **{f"at most {bits} bits": {"factor_bits": bits} for bits in (4, 16)},
+    **{f"view {view}": {"view": view} for view in ("BHW,C", "B,HWC", "BH,WC")},
 }
-"""Changes from the default, by name; `flatness` and `clips` are the quantiser's."""
+"""Changes from the default, by name."""
 COLD_MESSAGES = 2
 
 
 @contextmanager
-def quantiser(bits: int, flatness: float | None, clips: tuple[float, ...] | None) -> Iterator[None]:
-    """Lets what is traced inside use other constants of the quantiser."""
-    before = quantise.FLATNESS, dict(quantise.CLIPS)
-    quantise.FLATNESS = before[0] if flatness is None else flatness
-    if clips is not None:
-        quantise.CLIPS[bits] = clips
+def replaced(name: str) -> Iterator[None]:
+    """Lets what is traced inside use the variant's constant."""
+    if name not in CONSTANTS:
+        yield
+        return
+    module, constant, value = CONSTANTS[name]
+    before = getattr(module, constant)
+    setattr(module, constant, value)
     try:
         yield
     finally:
-        quantise.FLATNESS = before[0]
-        quantise.CLIPS.update(before[1])
+        setattr(module, constant, before)
 
 
-def sender(spec: jax.ShapeDtypeStruct, budget: int, changes: dict[str, Any]) -> tuple[Callable, Any]:
+def sender(spec: jax.ShapeDtypeStruct, budget: int, name: str) -> tuple[Callable, Any]:
     """Returns (jitted (x, state) -> (distortion, rank, state), first state) of a variant."""
-    settings = {**DEFAULT, **changes}
-    flatness, clips = settings.pop("flatness", None), settings.pop("clips", None)
+    settings = {**DEFAULT, **VARIANTS[name]}
     top = min(views.matrix_shape(settings["view"], spec.shape))
-    build = lambda top: low_rank(rank.energy_within_budget(1.0), max_rank=top, **settings)  # noqa: E731
+    build = lambda top: low_rank(rank.by_energy(1.0), max_rank=top, **settings)  # noqa: E731
     compressor = build(compress.reachable_rank(build(top), spec, budget))
     enc, dec = compressor.init(jax.random.key(0), spec)
     side = compress.SideInfo(key=jax.random.key(1), budget_bytes=budget)
@@ -71,14 +89,14 @@ def sender(spec: jax.ShapeDtypeStruct, budget: int, changes: dict[str, Any]) -> 
         payload, enc = compressor.compress(x, enc, side)
         return measure.distortion(x, compressor.decompress(payload, dec, side)[0]), payload.rank, enc
 
-    with quantiser(settings["factor_bits"], flatness, clips):
+    with replaced(name):
         return jax.jit(send).lower(spec, enc).compile(), enc
 
 
 def row(tensors: np.ndarray, budget: int, rounds: int) -> dict[str, dict[str, float]]:
     """Returns distortion, rank and time of every variant on one series of cut tensors [messages, B, ...]."""
     spec = jax.ShapeDtypeStruct(tensors.shape[1:], tensors.dtype)
-    senders = {name: sender(spec, budget, changes) for name, changes in VARIANTS.items()}
+    senders = {name: sender(spec, budget, name) for name in VARIANTS}
     found = {}
     for name, (send, enc) in senders.items():
         distortions = []

@@ -31,19 +31,20 @@ from threadpoolctl import threadpool_limits
 
 from nscjax import compress, measure
 from nscjax.check import InputError
+from nscjax.compress import view as views
 from train import compression
 from train import config as configs
 
 COLD_MESSAGES = 2
 TIMED_RATIOS = (32, 8, 1)
-VIEW = "BC,HW"
 CANDIDATES: dict[str, tuple[dict[str, Any], ...]] = {
     "nsc_sl": tuple({"factor_bits": bits} for bits in (4, 8)),
-    "truncated_svd": tuple({"factor_bits": bits} for bits in (4, 8, 16)),
+    "powersgd": tuple({"view": view} for view in views.names((1, 1, 1, 1))),
+    "truncated_svd": tuple({"factor_bits": bits} for bits in (4, 8)),
     "sl_acc": tuple({"groups": groups} for groups in (2, 4, 8, 16)),
     "sl_fac": tuple({"threshold": threshold} for threshold in (0.3, 0.5, 0.6, 0.7, 0.9)),
     "splitfc": tuple({"bits": bits} for bits in (1, 2, 3, 4)),
-    "fedlite": tuple({"subvector": length} for length in (2, 4, 8, 16, 32, 64)),
+    "fedlite": tuple({"subvector": length, "most_bits": bits} for bits in (8, 10) for length in (2, 4, 8, 16, 32, 64)),
     "rand_top_k": tuple({"alpha": alpha} for alpha in (0.05, 0.1, 0.2)),
 }
 """Settings tried, by method."""
@@ -55,7 +56,8 @@ def direction(
     """Returns one direction of a method as the grid has it; raises an `InputError` where no frame is so small."""
     settings = directions(method, ratio)[way] | ({"error_feedback": False} if method == "powersgd" else {})
     config = configs.DirectionConfig(**settings | changes)
-    return compression.build(("up", "down")[way], config, VIEW, spec, spec.shape[0], 1 << 30)
+    view = views.resolve(config.view, spec.shape)
+    return compression.build(("up", "down")[way], config, view, spec, spec.shape[0], 1 << 30)
 
 
 def sender(made: compression.Direction, spec: jax.ShapeDtypeStruct) -> tuple[Callable, Any]:
@@ -113,7 +115,7 @@ def main() -> None:
                     name = " ".join([method, *(f"{key}={value}" for key, value in changes.items())])
                     rows[name] = distortions(method, series, spec, changes)
                     print(name, rows[name], flush=True)
-            write("peers_search", {"config": Path(options.config).name, "view": VIEW, "methods": rows}, seeds=[0])
+            write("peers_search", {"config": Path(options.config).name, "methods": rows}, seeds=[0])
             return
         alone = configs.CompressConfig(*[configs.DirectionConfig(method="identity")] * 2)
         step, state, _, _ = split_step(dataclasses.replace(config, compress=alone), made_data((32, 32, 3), 10))
@@ -136,7 +138,7 @@ def main() -> None:
                 shares.append((time.perf_counter() - middle) / (middle - started))
             rows[method] = row | {"timed_ratio": ratio, "device_part_over_step": statistics.median(shares[2:])}
             print(method, rows[method], flush=True)
-    write("peers", {"config": Path(options.config).name, "view": VIEW, "methods": rows}, seeds=[0])
+    write("peers", {"config": Path(options.config).name, "methods": rows}, seeds=[0])
 
 
 if __name__ == "__main__":

@@ -162,7 +162,7 @@ def mean_squares(rows: Array) -> Array:
 
 def dct_matrix(n: int) -> Array:
     """Returns the orthonormal DCT-II as a float32 matrix [n, n]: row k is the k-th cosine."""
-    k, i = jnp.arange(float(n))[:, None], jnp.arange(float(n))[None, :]
+    k, i = jnp.arange(n, dtype=jnp.float32)[:, None], jnp.arange(n, dtype=jnp.float32)[None, :]
     scale = jnp.where(k == 0, (1 / n) ** 0.5, (2 / n) ** 0.5)
     return (scale * jnp.cos(jnp.pi * (2 * i + 1) * k / (2 * n))).astype(jnp.float32)
 
@@ -197,7 +197,7 @@ def frequencies(shape: Shape) -> tuple[Callable[[Array], Array], Callable[[Array
 
 def by_group(values: Array, group: Array, num_groups: int) -> Array:
     """Returns the mean of the values [n] over every group, [g]; 0 for a group without rows."""
-    counts = jax.ops.segment_sum(jnp.ones(group.shape), group, num_groups)
+    counts = jax.ops.segment_sum(jnp.ones(group.shape, jnp.float32), group, num_groups)
     return jax.ops.segment_sum(values, group, num_groups) / jnp.maximum(counts, 1)
 
 
@@ -209,7 +209,7 @@ def _ranges(rows: Array, group: Array, num_groups: int) -> dict[str, Array]:
     squares = jnp.mean(jnp.square((rows - mean[group][:, None]) / peak), axis=1)
     low = jax.ops.segment_min(jnp.min(rows, axis=1), group, num_groups)
     high = jax.ops.segment_max(jnp.max(rows, axis=1), group, num_groups)
-    is_used = jax.ops.segment_sum(jnp.ones(group.shape), group, num_groups) > 0
+    is_used = jax.ops.segment_sum(jnp.ones(group.shape, jnp.float32), group, num_groups) > 0
     return {
         "low": jnp.where(is_used, low, 0.0),
         "high": jnp.where(is_used, high, 0.0),
@@ -225,7 +225,7 @@ def _levels(ranges: dict[str, Array], group: Array, bits_n: Array) -> tuple[Arra
     group's entries reach: between least and largest entry, few bits would leave no level where most entries are.
     """
     low, high, mean, deviation = (ranges[name][group] for name in RANGES)
-    reach = deviation * jnp.asarray(LAST_LEVEL)[bits_n]
+    reach = deviation * jnp.asarray(LAST_LEVEL, jnp.float32)[bits_n]
     return jnp.maximum(low, mean - reach)[:, None], jnp.minimum(high, mean + reach)[:, None], mean[:, None]
 
 

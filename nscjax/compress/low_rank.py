@@ -134,7 +134,7 @@ def low_rank(
     def init(key, spec):
         short = min(views.matrix_shape(views.resolve(view, spec.shape), spec.shape))
         width = min(max_rank + oversample, short)
-        return LowRankState(linalg.orthonormal_rows(jax.random.normal(key, (width, short)), key)), ()
+        return LowRankState(linalg.orthonormal_rows(jax.random.normal(key, (width, short), jnp.float32), key)), ()
 
     def find(matrix, state, key):
         return linalg.subspace_iteration(matrix, state.basis, key, iterations)

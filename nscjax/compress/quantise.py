@@ -37,7 +37,7 @@ def quantise_rows(rows_kn: Array, bits_k: Array, most: int) -> tuple[Array, Arra
     peak_k = jnp.max(jnp.abs(rows_kn), axis=1)
     # With the last level on the peak a row of one magnitude is exact.
     last_k = jnp.where(bits_k > 0, levels(jnp.left_shift(1, bits_k)[:, None] - 1, bits_k)[:, 0], 1.0)
-    clips_ck = jnp.broadcast_to(jnp.asarray(CLIPS)[:, None], (len(CLIPS), len(bits_k)))
+    clips_ck = jnp.broadcast_to(jnp.asarray(CLIPS, jnp.float32)[:, None], (len(CLIPS), len(bits_k)))
     scales_ck = jnp.concatenate([1 / last_k[None], clips_ck]) * peak_k[None]
 
     def squared_error(scale_k):

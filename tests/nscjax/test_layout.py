@@ -28,7 +28,8 @@ def test_codes_of_dtypes_and_tags_of_payloads_are_for_ever():
         *("float16", "bfloat16", "float32", "float64"),
     ) == layout.DTYPES
     assert layout.PAYLOADS[1] is Dense
-    assert 2 not in layout.PAYLOADS  # retired: low rank with the same bits for every component
+    # Retired: low rank with the same bits for every component; codebooks in single precision.
+    assert not {2, 9} & set(layout.PAYLOADS)
     assert layout.PAYLOADS[11] is compress.LowRank
 
 

@@ -28,7 +28,7 @@ def aq_sgd(*, num_samples: int = 1024, bits: int | None = None) -> Compressor:
 
     def fit(x, bits):
         del bits
-        return jnp.stack([jnp.max(jnp.abs(x)), jnp.zeros(())])
+        return jnp.stack([jnp.max(jnp.abs(x)), jnp.zeros((), jnp.float32)])
 
     def to_unit(x, params):
         return (x / jnp.where(params[0] > 0, params[0], 1.0) + 1) / 2

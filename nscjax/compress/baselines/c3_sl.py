@@ -61,7 +61,7 @@ def c3_sl(*, groups: int | None = None) -> Compressor:
     def init(key, spec):
         del key
         batch, width = spec.shape[0], math.prod(spec.shape[1:])
-        keys = jax.random.normal(jax.random.key(KEYS_SEED), (batch, width))
+        keys = jax.random.normal(jax.random.key(KEYS_SEED), (batch, width), jnp.float32)
         keys = keys / jnp.linalg.norm(keys, axis=1, keepdims=True)
         return keys, jnp.copy(keys)
 

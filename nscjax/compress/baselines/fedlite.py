@@ -3,7 +3,8 @@
 Source: Wang et al. 2022, "FedLite: a scalable approach for federated learning on resource-constrained clients", arXiv
 2201.11865, read through ADC's re-implementation (`methods/fedlite.py`): every sample is cut into subvectors, K-means
 over all of a batch's gives a codebook, codebook and codes cross; the client adds (lambda / 2) ||x - x_hat||^2 to its
-loss. Departures: the number of centroids is a power of two that follows the budget; K-means is warm, from the message
+loss. Departures: the number of centroids is a power of two that follows the budget, and they cross in half precision
+(float32 there); K-means is warm, from the message
 before, and is run on every n-th subvector (at most 16,384 of them), an empty cluster moves to a subvector; one group of
 subvectors (R = 1, the source's default); the gradient may be compressed by any method (there it is sent whole); the
 correction is the mean over the batch, as the loss is: summed, with the source's weight, training collapsed to chance.
@@ -26,13 +27,14 @@ CHUNKS = 16
 """Distances of all subvectors to all centroids are computed in so many pieces: at once they would not fit a cache."""
 
 
-@layout.payload(tag=9)
+@layout.payload(tag=13)
 class Codebook:
     """Centroids, and every subvector's nearest.
 
     Attributes:
         rank: int32 scalar, bits of a code; there are 2**rank centroids.
-        centroids: float32 [2**most, s].
+        scale: float32 scalar, the largest magnitude of an entry.
+        centroids: float16 [2**most, s], over the scale.
         codes: uint8 [most, ceil(N / 8)], bit planes of the codes of all N subvectors, least significant first.
         shape: the cut tensor's shape.
         dtype: its dtype's code in `layout.DTYPES`.
@@ -40,6 +42,7 @@ class Codebook:
     """
 
     rank: Array = layout.array()
+    scale: Array = layout.array()
     centroids: Array = layout.doubling()
     codes: Array = layout.ranked()
     shape: Shape = layout.static()
@@ -91,11 +94,12 @@ def fedlite(
         unit = jnp.where(peak > 0, peak, 1.0)
         is_used = jnp.arange(1 << most) < jnp.left_shift(1, rank)
         centroids = _kmeans(points / unit, enc_state / unit, is_used, rank, side.key, iterations)
-        codes = _nearest(points / unit, centroids, is_used)
+        # Codes of what the other end will have.
+        halved = centroids.astype(jnp.float16)
+        codes = _nearest(points / unit, halved.astype(jnp.float32), is_used)
         planes = jnp.packbits(((codes[None, :] >> jnp.arange(most)[:, None]) & 1).astype(bool), axis=-1)
-        centroids = centroids * unit
-        payload = Codebook(rank, centroids, planes, template.shape, template.dtype, template.subvector)
-        return payload, jnp.where(jnp.isfinite(peak), centroids, enc_state)
+        payload = Codebook(rank, peak, halved, planes, template.shape, template.dtype, template.subvector)
+        return payload, jnp.where(jnp.isfinite(peak), centroids * unit, enc_state)
 
     def decompress(payload, dec_state, side):
         del side
@@ -104,7 +108,8 @@ def fedlite(
         bits_of = jnp.unpackbits(payload.codes, axis=-1, count=num_points).astype(jnp.int32)
         places = jnp.arange(payload.codes.shape[0])
         codes = jnp.sum(jnp.where(places < payload.rank, 1, 0)[:, None] * (bits_of << places[:, None]), axis=0)
-        rows = payload.centroids[codes].reshape(batch, -1)[:, :width]
+        centroids = payload.centroids.astype(jnp.float32) * payload.scale
+        rows = centroids[codes].reshape(batch, -1)[:, :width]
         x_hat = jnp.where(payload.rank > 0, rows, 0.0).reshape(payload.shape)
         return x_hat.astype(layout.DTYPES[payload.dtype]), dec_state
 
@@ -132,7 +137,7 @@ def _kmeans(points: Array, centroids: Array, is_used: Array, rank: Array, key: A
 
     def move(_, centroids):
         nearest = _nearest(sample, centroids, is_used)
-        counts = jax.ops.segment_sum(jnp.ones(len(sample)), nearest, len(centroids))
+        counts = jax.ops.segment_sum(jnp.ones(len(sample), jnp.float32), nearest, len(centroids))
         sums = jax.ops.segment_sum(sample, nearest, len(centroids))
         return jnp.where(counts[:, None] > 0, sums / jnp.maximum(counts, 1)[:, None], spare)
 
@@ -170,7 +175,8 @@ def _empty(spec: jax.ShapeDtypeStruct | Array, subvector: int, most: int) -> Cod
     num_points = spec.shape[0] * _num_subvectors(width, subvector)
     arrays: dict[str, Any] = {
         "rank": jax.ShapeDtypeStruct((), jnp.int32),
-        "centroids": jax.ShapeDtypeStruct((1 << most, subvector), jnp.float32),
+        "scale": jax.ShapeDtypeStruct((), jnp.float32),
+        "centroids": jax.ShapeDtypeStruct((1 << most, subvector), jnp.float16),
         "codes": jax.ShapeDtypeStruct((most, -(-num_points // 8)), jnp.uint8),
     }
     return Codebook(**arrays, shape=tuple(spec.shape), dtype=layout.DTYPES.index(str(spec.dtype)), subvector=subvector)

@@ -38,11 +38,11 @@ def power_quant(*, bits: int | None = None) -> Compressor:
         cells = num_cells(bits)
 
         def lost(exponent):
-            params = jnp.stack([jnp.ones(()), exponent])
+            params = jnp.stack([jnp.ones((), jnp.float32), exponent])
             codes = jnp.clip(jnp.floor(to_unit(sample, params) * cells), 0, cells - 1)
             return jnp.sum(jnp.square(from_unit((codes + 0.5) / cells, params) - sample))
 
-        exponents = jnp.asarray(EXPONENTS)
+        exponents = jnp.asarray(EXPONENTS, jnp.float32)
         return jnp.stack([peak, exponents[jnp.argmin(jax.lax.map(lost, exponents))]])
 
     def to_unit(x, params):

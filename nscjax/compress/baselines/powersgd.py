@@ -72,7 +72,7 @@ def powersgd(
 
     def init(key, spec):
         template = _empty(spec, view, top)
-        return jax.random.normal(key, (template.scale.shape[0], template.right.shape[1])), ()
+        return jax.random.normal(key, (template.scale.shape[0], template.right.shape[1]), jnp.float32), ()
 
     def compress(x, right, side):
         template = _empty(x, view, top)

@@ -69,7 +69,7 @@ def sl_acc(*, groups: int = 4) -> Compressor:
             share = importance / jnp.max(importance)
             # From no bit for any to 8 for all; of a group the first channels get them first.
             most = (MOST_BITS + 1) / jnp.min(share)
-            offset = jnp.arange(float(channels)) / channels
+            offset = jnp.arange(channels, dtype=jnp.float32) / channels
 
             def bits_of(t):
                 return jnp.clip(jnp.floor(share * (t + 1) / 2 * most - offset), 0, MOST_BITS).astype(jnp.int32)
@@ -83,7 +83,7 @@ def sl_acc(*, groups: int = 4) -> Compressor:
             inverse=lambda rows: rows.T.reshape(shape),
             group=group,
             bits=bits,
-            state=EntropyState(jnp.zeros(channels), jnp.zeros(())),
+            state=EntropyState(jnp.zeros(channels, jnp.float32), jnp.zeros((), jnp.float32)),
         )
 
     return banded(see)
@@ -100,13 +100,13 @@ def entropy(rows: Array) -> Array:
 
 def kmeans(values: Array, num_groups: int) -> Array:
     """Returns int32 [n]: the cluster of every number, clusters begun at evenly spaced quantiles."""
-    centres = jnp.quantile(values, (jnp.arange(float(num_groups)) + 0.5) / num_groups)
+    centres = jnp.quantile(values, (jnp.arange(num_groups, dtype=jnp.float32) + 0.5) / num_groups)
 
     def nearest(centres):
         return jnp.argmin(jnp.abs(values[:, None] - centres[None, :]), axis=1)
 
     def move(_, centres):
-        members = jax.nn.one_hot(nearest(centres), num_groups)
+        members = jax.nn.one_hot(nearest(centres), num_groups, dtype=jnp.float32)
         counts = jnp.sum(members, axis=0)
         return jnp.where(counts > 0, values @ members / jnp.maximum(counts, 1), centres)
 

@@ -135,7 +135,7 @@ def _drawn(spread: Array, rank: Array, side: Any) -> tuple[Array, Array]:
     total = jnp.cumsum(probability)
     # The last sum is the rank but for rounding; with one offset for all, every column is hit with its probability.
     total = total * rank.astype(jnp.float32) / jnp.maximum(total[-1], 1e-30)
-    offset = jax.random.uniform(side.key, minval=1e-3, maxval=1 - 1e-3)
+    offset = jax.random.uniform(side.key, dtype=jnp.float32, minval=1e-3, maxval=1 - 1e-3)
     hits = jnp.floor(total + offset)
     drawn = jnp.diff(hits, prepend=jnp.floor(offset)) > 0
     top = jnp.zeros(spread.shape, bool).at[jnp.argsort(-spread)].set(jnp.arange(len(spread)) < rank)

@@ -98,10 +98,11 @@ def test_fedlite_is_k_means_of_subvectors():
     for step in range(10):
         payload, x_hat, state = message(compressor, x, side(seed=step), state)
     # From where it has come to, scikit-learn finds nothing better.
-    again = KMeans(8, init=np.asarray(payload.centroids), n_init=1).fit(points)
+    centroids = np.asarray(payload.centroids, np.float32) * np.asarray(payload.scale)
+    again = KMeans(8, init=centroids, n_init=1).fit(points)
     assert np.sum((np.asarray(x_hat) - np.asarray(x)) ** 2) < 1.02 * again.inertia_ + 1e-3
     frame = wire.encode(payload)
-    assert len(frame) == layout.frame_bytes(payload) + 8 * 3 * 4 + 3 * 64 // 8
+    assert len(frame) == layout.frame_bytes(payload) + 8 * 3 * 2 + 3 * 64 // 8
 
 
 def test_fedlite_adds_its_correction_to_the_clients_loss():
