@@ -51,26 +51,28 @@ CANDIDATES: dict[str, tuple[dict[str, Any], ...]] = {
 
 
 def direction(
-    method: str, way: int, ratio: int, spec: jax.ShapeDtypeStruct, changes: dict[str, Any]
+    method: str, way: int, ratio: int, spec: jax.ShapeDtypeStruct, changes: dict[str, Any], num_messages: int
 ) -> compression.Direction:
     """Returns one direction of a method as the grid has it; raises an `InputError` where no frame is so small."""
     settings = directions(method, ratio)[way] | ({"error_feedback": False} if method == "powersgd" else {})
     config = configs.DirectionConfig(**settings | changes)
     view = views.resolve(config.view, spec.shape)
-    return compression.build(("up", "down")[way], config, view, spec, spec.shape[0], 1 << 30)
+    return compression.build(("up", "down")[way], config, view, spec, num_messages * spec.shape[0], 1 << 30)
 
 
 def sender(made: compression.Direction, spec: jax.ShapeDtypeStruct) -> tuple[Callable, Any]:
-    """Returns (jitted (x, states) -> (distortion, x_hat, states), first states)."""
-    side = compress.SideInfo(jax.random.key(1), made.cap_bytes, jnp.arange(spec.shape[0], dtype=jnp.int32))
+    """Returns (jitted (x, first sample, states) -> (distortion, x_hat, states), first states)."""
+    batch = jnp.arange(spec.shape[0], dtype=jnp.int32)
 
-    def send(x, states):
+    def send(x, first, states):
+        # Every message holds other samples, as those that were captured do.
+        side = compress.SideInfo(jax.random.key(1), made.cap_bytes, first + batch)
         payload, enc = made.compressor.compress(x, states[0], side)
         x_hat, dec = made.compressor.decompress(payload, states[1], side)
         return measure.distortion(x, x_hat), x_hat, (enc, dec)
 
     states = made.compressor.init(jax.random.key(0), spec)
-    return jax.jit(send).lower(spec, states).compile(), states
+    return jax.jit(send).lower(spec, jnp.int32(0), states).compile(), states
 
 
 def distortions(
@@ -82,7 +84,8 @@ def distortions(
         found[name] = {}
         for ratio in RATIOS:
             try:
-                send, first = sender(direction(method, way, ratio, spec, changes), spec)
+                messages = max(len(tensors) for tensors in series.values())
+                send, first = sender(direction(method, way, ratio, spec, changes, messages), spec)
             except InputError:
                 found[name][str(ratio)] = None
                 continue
@@ -90,7 +93,7 @@ def distortions(
             for tensors in (tensors for key, tensors in series.items() if key.startswith(name)):
                 states = first
                 for i, x in enumerate(tensors):
-                    distortion, _, states = send(x, states)
+                    distortion, _, states = send(x, jnp.int32(i * len(x)), states)
                     lost += [float(distortion)] if i >= COLD_MESSAGES else []
             found[name][str(ratio)] = statistics.mean(lost)
     return found
@@ -123,7 +126,7 @@ def main() -> None:
             row: dict[str, Any] = distortions(method, series, spec, {})
             for ratio in TIMED_RATIOS:
                 try:
-                    senders = [sender(direction(method, way, ratio, spec, {}), spec) for way in (0, 1)]
+                    senders = [sender(direction(method, way, ratio, spec, {}, 1), spec) for way in (0, 1)]
                     break
                 except InputError:
                     continue
@@ -134,7 +137,7 @@ def main() -> None:
                 jax.block_until_ready(out)
                 middle = time.perf_counter()
                 for way, (send, states) in zip(("up", "down"), senders):
-                    jax.block_until_ready(send(series[f"{way}_250"][-1], states))
+                    jax.block_until_ready(send(series[f"{way}_250"][-1], jnp.int32(0), states))
                 shares.append((time.perf_counter() - middle) / (middle - started))
             rows[method] = row | {"timed_ratio": ratio, "device_part_over_step": statistics.median(shares[2:])}
             print(method, rows[method], flush=True)

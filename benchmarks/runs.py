@@ -29,9 +29,17 @@ class RefusedError(Exception):
 
 
 def run(
-    config: str, overrides: dict[str, Any], seed: int, run_dir: Path, data_dir: str | None, cores: frozenset[int]
+    config: str,
+    overrides: dict[str, Any],
+    seed: int,
+    run_dir: Path,
+    data_dir: str | None,
+    traces: Path | None,
+    cores: frozenset[int],
 ) -> dict[str, Any]:
     """Returns the summary of one run on `cores` with its evaluations, made now unless it was made before.
+
+    Overrides name a trace by its file in the folder `traces`.
 
     Raises:
         RefusedError: no frame of the method fits the budget.
@@ -44,6 +52,7 @@ def run(
     if not (run_dir / "summary.json").exists():
         values = {**overrides, "seed": seed, "run_dir": run_dir, "train.resume": "true"}
         values |= {"data.dir": data_dir} if data_dir else {}
+        values |= {key: traces / f"{value}.csv" for key, value in overrides.items() if traces and key == "link.trace"}
         command = [sys.executable, "train/main.py", "--config", f"configs/{config}.toml"]
         command += [word for key, value in values.items() for word in (f"--{key}", str(value))]
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -101,6 +110,7 @@ def make(
     data_dir: str | None,
     jobs: int,
     out: Path,
+    traces: Path | None = None,
 ) -> None:
     """Makes runs, seed by seed, and writes `benchmarks/results/TABLE.json` after every one.
 
@@ -115,6 +125,7 @@ def make(
         data_dir: folder of the data set, or None for the config's.
         jobs: runs at a time, each on its share of the cores.
         out: where the runs are kept.
+        traces: folder of the traces that the overrides name.
     """
     known = earlier(table)
     # What was measured with other settings is measured anew.
@@ -129,7 +140,7 @@ def make(
         folder = out / table / name.replace(" ", "_").replace(",", "-") / f"seed{seed}"
         cores = free.get()
         try:
-            return None if name in refused else run(config, cells[name], seed, folder, data_dir, cores)
+            return None if name in refused else run(config, cells[name], seed, folder, data_dir, traces, cores)
         except RefusedError as error:
             refused[name] = str(error)
             return None

@@ -118,7 +118,10 @@ def time_to_target(rows: dict[str, Any]) -> list[list[str]]:
     table = [["method", *traces]]
     for method in dict.fromkeys(name.split()[0] for name in cells):
         own = {name: cell["seconds"] for name, cell in cells.items() if name.split()[0] == method and cell["steps"]}
-        best = [min(((seconds[trace], name) for name, seconds in own.items()), default=None) for trace in traces]
+        best = [
+            min(((seconds[trace], name) for name, seconds in own.items() if seconds[trace] is not None), default=None)
+            for trace in traces
+        ]
         table.append(
             [
                 method,

@@ -2,9 +2,11 @@
 
     python benchmarks/time_to_target.py CONFIG --traces DIR [--target 0.5] [--step_s 0.1] [--latency_ms 30]
 
-No run is made: the steps that a cell needed for the target come from its evaluations (linear between them, mean over
-its seeds), its frames' bytes from its totals; both directions go over the same trace, from its beginning. Every step
-computes for as long, whatever the method: what compressing takes is not in it (`peers.py` measures that). It writes
+For cells of a fixed ratio no run is made: the steps that a cell needed for the target come from its evaluations (linear
+between them, mean over its seeds), its frames' bytes from its totals; both directions go over the same trace, from its
+beginning. Where the rank follows the link, the run was made on the trace (`adaptive.py`), and its own clock is read.
+`bound` is no method: steps as without compression, and messages that take the latency alone. Every step computes for as
+long, whatever the method: what compressing takes is not in it (`peers.py` measures that). It writes
 `benchmarks/results/time_to_target_CONFIG.json`: seconds by cell and trace, null for a cell that never got there.
 """
 
@@ -17,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from record import RESULTS, write
 
 from nscjax import link as links
@@ -47,6 +50,15 @@ def seconds_of(
         return (state, elapsed), elapsed
 
     return jax.lax.scan(one, (links.init(link, estimator), jnp.float32(0)), length=num_steps)[1]
+
+
+def adaptive_seconds(run: dict[str, Any], target: float, chance: float, step_s: float) -> float | None:
+    """Returns the time to the target of a run that was made on a trace."""
+    step = steps_to(target, run["evals"], chance)
+    if step is None:
+        return None
+    steps, link_s = ([0, *(line[key] for line in run["evals"])] for key in ("step", "total_link_seconds"))
+    return float(np.interp(step, steps, link_s)) + 2 * step_s * step
 
 
 def main() -> None:
@@ -82,6 +94,23 @@ def main() -> None:
         }
         rows[name] = {"steps": mean_steps, "seconds": seconds}
         print(name, round(mean_steps), {trace: round(value) for trace, value in seconds.items()}, flush=True)
+    if "none" in rows and rows["none"]["steps"]:
+        bound = rows["none"]["steps"] * 2 * (options.step_s + options.latency_ms / 1000)
+        rows["bound"] = {"steps": rows["none"]["steps"], "seconds": dict.fromkeys(traces, bound)}
+    path = RESULTS / f"adaptive_{options.config}.json"
+    if path.exists():
+        cells = json.loads(path.read_text())["rows"]["cells"]
+        limits = options.target, options.chance, options.step_s
+        seconds = {trace: [adaptive_seconds(run, *limits) for run in cell["runs"]] for trace, cell in cells.items()}
+        steps = [steps_to(options.target, run["evals"], options.chance) for c in cells.values() for run in c["runs"]]
+        reached = [step for step in steps if step is not None]
+        rows["nsc_sl_adaptive"] = {
+            "steps": statistics.mean(reached) if reached else None,
+            "seconds": {
+                trace: None if None in seconds.get(trace, [None]) else statistics.mean(seconds[trace])
+                for trace in traces
+            },
+        }
     facts = {"config": options.config, "target": options.target, "step_s": options.step_s}
     seeds = sorted({run["seed"] for cell in found.values() for run in cell.get("runs", [])})
     write(f"time_to_target_{options.config}", facts | {"latency_ms": options.latency_ms, "cells": rows}, seeds=seeds)

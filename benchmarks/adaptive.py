@@ -1,0 +1,58 @@
+"""The rank follows the link: `nsc_sl` trained over every recorded trace, one run each.
+
+    python benchmarks/adaptive.py CONFIG --traces DIR [--data_dir DIR] [--seeds N] [--jobs N] [--out DIR]
+
+Every message is to arrive within `DEADLINE_S`; what a trace carries in that time by the estimate of the moment is the
+frame's budget, at most 1 / RATIO of the float32 bytes. It writes `benchmarks/results/adaptive_CONFIG.json`, which
+`time_to_target.py` reads.
+"""
+
+import argparse
+from pathlib import Path
+
+from accuracy_vs_bytes import EVAL_EVERY, UNLIMITED_RANK
+
+import runs
+
+DEADLINE_S = 0.1
+RATIO = 128
+COMMON = {
+    "link.deadline_s": DEADLINE_S,
+    "link.latency_ms": 30,
+    "link.client_step_s": 0.1,
+    "link.server_step_s": 0.1,
+    "train.eval_every": EVAL_EVERY,
+    **{
+        f"compress.{way}.{key}": value
+        for way in ("up", "down")
+        for key, value in {"ratio": RATIO, "max_rank": UNLIMITED_RANK}.items()
+    },
+}
+"""Of `time_to_target.py`'s link, and of the grid's runs."""
+
+
+def main() -> None:
+    """Makes the runs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="name of a config in configs/, such as cifar10_bench")
+    parser.add_argument("--traces", type=Path, required=True, help="folder of CSV traces (time_s,mbit_per_s)")
+    parser.add_argument("--data_dir", help="folder of the data set; by default the config's")
+    parser.add_argument("--seeds", type=int, default=1, help="seeds 0 to N-1")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on its share of the cores")
+    parser.add_argument("--out", type=Path, default=runs.RUNS, help="where the runs are kept")
+    options = parser.parse_args()
+    cells = {path.stem: COMMON | {"link.trace": path.stem} for path in sorted(options.traces.glob("*.csv"))}
+    runs.make(
+        f"adaptive_{options.config}",
+        options.config,
+        cells,
+        dict.fromkeys(cells, options.seeds),
+        data_dir=options.data_dir,
+        jobs=options.jobs,
+        out=options.out,
+        traces=options.traces.resolve(),
+    )
+
+
+if __name__ == "__main__":
+    main()
