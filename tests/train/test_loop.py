@@ -121,7 +121,8 @@ def test_no_frame_is_over_its_budget_however_the_link_changes(unbroken):
     run_dir, _ = unbroken
     train = lines(run_dir, "train")
     for way in ("up", "down"):
-        assert all(line[f"{way}_bytes"] <= line[f"{way}_budget_bytes"] for line in train)
+        # A skipped message is a header, which tells the other end so, however small the budget was.
+        assert all(line[f"{way}_bytes"] <= line[f"{way}_budget_bytes"] or line[f"{way}_rank"] == 0 for line in train)
         assert len({line[f"{way}_rank"] for line in train}) > 2
     # Skipped as well as full messages occur.
     ranks = [line[f"{way}_rank"] for line in train for way in ("up", "down")]
