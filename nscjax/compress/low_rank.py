@@ -12,6 +12,7 @@ rows in as many bits as their component's energy earns. Four ideas make that goo
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -67,18 +68,56 @@ class LowRank:
 
     def problem(self, max_bytes: int) -> str | None:
         """Returns what is wrong with a payload read from a frame's own header, or None."""
-        if problem := layout.tensor_problem(self, max_bytes):
-            return problem
-        if len(self.shape) not in views.VIEWS or self.view not in views.VIEWS[len(self.shape)]:
-            return f"its shape {self.shape} has no view {self.view!r}"
-        if type(self.most_bits) is not int or self.most_bits not in BITS:
-            return f"it has {self.most_bits!r} bits"
-        most = min(views.matrix_shape(self.view, self.shape))
-        if len(self.scale.shape) != 1 or not 1 <= self.scale.shape[0] <= most:
-            return f"its scale has shape {self.scale.shape}; allowed: (1,) to ({most},)"
-        return layout.arrays_problem(
+        return _problem(self, max_bytes) or layout.arrays_problem(
             self, empty(layout.tensor_spec(self), self.view, self.most_bits, self.scale.shape[0])
         )
+
+
+@layout.payload(tag=14)
+class Coefficients:
+    """The longer rows of components whose shorter rows the other direction has sent: `Subspace`.
+
+    Attributes:
+        rank: int32 scalar, how many components are sent.
+        planes: int32 scalar, the bits of all rows together.
+        scale: float32 [k], the scale of each row.
+        bits: uint8 [k], its bits.
+        rows: uint8 [k * most_bits, ceil(l / 8)], bit planes of the rows.
+        shape: the cut tensor's shape.
+        dtype: its dtype's code in `layout.DTYPES`.
+        view: the view's name.
+        most_bits: the most bits of an entry.
+    """
+
+    rank: Array = layout.array()
+    planes: Array = layout.array()
+    scale: Array = layout.ranked()
+    bits: Array = layout.ranked()
+    rows: Array = layout.ranked("planes")
+    shape: Shape = layout.static()
+    dtype: int = layout.static()
+    view: str = layout.static()
+    most_bits: int = layout.static()
+
+    def problem(self, max_bytes: int) -> str | None:
+        """Returns what is wrong with a payload read from a frame's own header, or None."""
+        return _problem(self, max_bytes) or layout.arrays_problem(
+            self, _empty_coefficients(layout.tensor_spec(self), self.view, self.most_bits, self.scale.shape[0])
+        )
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["basis"], meta_fields=["view"])
+@dataclasses.dataclass(frozen=True)
+class Subspace:
+    """What an uplink fixes for the gradient: the forward pass sees x in this subspace alone, and so does its gradient.
+
+    Attributes:
+        basis: float32 [k, s], the shorter rows as they were received, zeros beyond the rank.
+        view: the view of which they are rows.
+    """
+
+    basis: Array
+    view: str
 
 
 class LowRankState(NamedTuple):
@@ -172,6 +211,8 @@ def factorised(
     """
 
     def compress(x, enc_state, side):
+        if isinstance(side.support, Subspace) and side.support.view == views.resolve(view, x.shape):
+            return _within(x, side.support, factor_bits, side.budget_bytes), enc_state
         template = empty(x, view, factor_bits, max_rank)
         top = template.scale.shape[0]
         matrix = views.matricise(x, template.view)
@@ -190,21 +231,49 @@ def factorised(
     def min_bytes(spec):
         return _least_bytes(empty(spec, view, factor_bits, max_rank))
 
-    return Compressor(init, compress, decompress, layout.num_bytes, min_bytes)
+    return Compressor(init, compress, decompress, layout.num_bytes, min_bytes, support=subspace)
 
 
-def decompress(payload: LowRank, dec_state: tuple, side) -> tuple[Array, tuple]:
-    """Returns `(x_hat, dec_state)`: a `LowRank` payload carries all that is needed. Rank 0 gives zeros."""
-    del side
-    spec, (m, n) = layout.tensor_spec(payload), views.matrix_shape(payload.view, payload.shape)
+def subspace(payload: LowRank) -> Subspace:
+    """Returns what an uplink's payload fixes for the gradient."""
+    left, right = _factors(payload)
+    m, n = views.matrix_shape(payload.view, payload.shape)
     is_sent = jnp.arange(payload.scale.shape[0]) < payload.rank
-    # A stranger's frame may claim any bits; what has no planes decodes to something, and to nothing beyond the arrays.
-    long_bits = jnp.where(is_sent, jnp.minimum(payload.bits, payload.most_bits), 0).astype(jnp.int32)
-    left_bits, right_bits = _sides(payload, long_bits)
+    return Subspace(jnp.where(is_sent[:, None], left if m < n else right, 0.0), payload.view)
+
+
+def decompress(payload: LowRank | Coefficients, dec_state: tuple, side) -> tuple[Array, tuple]:
+    """Returns `(x_hat, dec_state)`. Rank 0 gives zeros.
+
+    A `LowRank` payload carries all that is needed, `Coefficients` need the subspace in `side.support`.
+    """
+    spec, (m, n) = layout.tensor_spec(payload), views.matrix_shape(payload.view, payload.shape)
+    scale = jnp.where(jnp.arange(payload.scale.shape[0]) < payload.rank, payload.scale, 0.0)
+    if isinstance(payload, Coefficients):
+        bits = _sent_bits(payload)
+        long = levels(planes.unpack(payload.rows, bits, payload.most_bits, max(m, n)), bits) * scale[:, None]
+        left, right = (side.support.basis, long) if m < n else (long, side.support.basis)
+    else:
+        left, right = _factors(payload)
+        left = left * scale[:, None]
+    return views.tensorise(linalg.product(left.T, right), payload.view, spec), dec_state
+
+
+def _sent_bits(payload: LowRank | Coefficients) -> Array:
+    """Returns the bits of the longer rows, int32, 0 beyond the rank.
+
+    A stranger's frame may claim any bits; what has no planes decodes to something, and to nothing beyond the arrays.
+    """
+    is_sent = jnp.arange(payload.scale.shape[0]) < payload.rank
+    return jnp.where(is_sent, jnp.minimum(payload.bits, payload.most_bits), 0).astype(jnp.int32)
+
+
+def _factors(payload: LowRank) -> tuple[Array, Array]:
+    """Returns the rows of both factors, [max_rank, m] and [max_rank, n], before scaling."""
+    left_bits, right_bits = _sides(payload, _sent_bits(payload))
+    m, n = views.matrix_shape(payload.view, payload.shape)
     left = levels(planes.unpack(payload.left, left_bits, payload.most_bits, m), left_bits)
-    right = levels(planes.unpack(payload.right, right_bits, payload.most_bits, n), right_bits)
-    scale = jnp.where(is_sent, payload.scale, 0.0)
-    return views.tensorise(linalg.product((left * scale[:, None]).T, right), payload.view, spec), dec_state
+    return left, levels(planes.unpack(payload.right, right_bits, payload.most_bits, n), right_bits)
 
 
 def empty(spec: jax.ShapeDtypeStruct | Array, view: str, most_bits: int, max_rank: int) -> LowRank:
@@ -228,6 +297,65 @@ def empty(spec: jax.ShapeDtypeStruct | Array, view: str, most_bits: int, max_ran
     }
     dtype = layout.DTYPES.index(str(spec.dtype))
     return LowRank(**arrays, shape=tuple(spec.shape), dtype=dtype, view=name, most_bits=most_bits)
+
+
+def _empty_coefficients(spec: jax.ShapeDtypeStruct | Array, view: str, most_bits: int, max_rank: int) -> Coefficients:
+    name = views.resolve(view, spec.shape)
+    long = max(views.matrix_shape(name, spec.shape))
+    arrays: dict[str, Any] = {
+        **dict.fromkeys(("rank", "planes"), jax.ShapeDtypeStruct((), jnp.int32)),
+        "scale": jax.ShapeDtypeStruct((max_rank,), jnp.float32),
+        "bits": jax.ShapeDtypeStruct((max_rank,), jnp.uint8),
+        "rows": jax.ShapeDtypeStruct((max_rank * most_bits, -(-long // 8)), jnp.uint8),
+    }
+    dtype = layout.DTYPES.index(str(spec.dtype))
+    return Coefficients(**arrays, shape=tuple(spec.shape), dtype=dtype, view=name, most_bits=most_bits)
+
+
+def _problem(payload: LowRank | Coefficients, max_bytes: int) -> str | None:
+    """Returns what is wrong with the static fields and the room of a payload from a frame's own header, or None."""
+    if problem := layout.tensor_problem(payload, max_bytes):
+        return problem
+    if len(payload.shape) not in views.VIEWS or payload.view not in views.VIEWS[len(payload.shape)]:
+        return f"its shape {payload.shape} has no view {payload.view!r}"
+    if type(payload.most_bits) is not int or payload.most_bits not in BITS:
+        return f"it has {payload.most_bits!r} bits"
+    most = min(views.matrix_shape(payload.view, payload.shape))
+    if len(payload.scale.shape) != 1 or not 1 <= payload.scale.shape[0] <= most:
+        return f"its scale has shape {payload.scale.shape}; allowed: (1,) to ({most},)"
+    return None
+
+
+def _within(x: Array, known: Subspace, most_bits: int, budget_bytes: Array | int) -> Coefficients:
+    """Returns x in a known subspace: its coefficients by least squares, in as many bits as each earns."""
+    basis, template = known.basis, _empty_coefficients(x, known.view, most_bits, known.basis.shape[0])
+    matrix = views.matricise(x, template.view)
+    peak = jnp.max(jnp.abs(matrix))
+    matrix = jax.lax.optimization_barrier(matrix / jnp.where(peak > 0, peak, 1.0))
+    lengths = jnp.sum(jnp.square(basis), axis=1)
+    rows = _least_squares(basis, linalg.to_long(matrix, basis), lengths > 0)
+    energies = jnp.sum(jnp.square(rows), axis=1) * lengths
+    budget_bytes = layout.within_int32(budget_bytes)
+
+    def counts(bits):
+        # Components are in the order of the other direction's energies: some between may have no bits.
+        last = jnp.max(jnp.where(bits > 0, jnp.arange(1, len(bits) + 1), 0))
+        return {"rank": last.astype(jnp.int32), "planes": jnp.sum(bits, dtype=jnp.int32)}
+
+    def fits(bits):
+        return layout.num_bytes(dataclasses.replace(template, **counts(bits))) <= budget_bytes
+
+    bits = water_filling.most_that_fit(water_filling.by_energy(energies, most_bits), fits)
+    codes, scale = quantise_rows(rows, bits, most_bits)
+    is_message = (budget_bytes >= layout.frame_bytes(template, rank=1, planes=1)) & jnp.any(lengths > 0)
+    found = counts(bits)
+    return dataclasses.replace(
+        template,
+        **found | {"rank": jnp.maximum(found["rank"], is_message.astype(jnp.int32))},
+        scale=peak * scale,
+        bits=bits.astype(jnp.uint8),
+        rows=planes.pack(codes, bits, most_bits),
+    )
 
 
 def _more_bits(payload: LowRank) -> int:

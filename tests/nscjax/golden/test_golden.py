@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from nscjax import compress, layout, wire
 from nscjax.compress.base import Dense
+from nscjax.compress.low_rank import Subspace
 
 HERE = pathlib.Path(__file__).parent
 SHAPE = (3, 2, 4, 5)
@@ -36,12 +37,15 @@ METHODS = {
     "superposed": compress.METHODS["c3_sl"](),
     "codebook": compress.METHODS["fedlite"](subvector=3, most_bits=3),
     "columns": compress.METHODS["splitfc"](bits=3),
+    "coefficients": compress.nsc_sl(max_rank=4, energy=1.0, view="BH,WC"),
     "factors": compress.METHODS["powersgd"](max_rank=4, view="BH,WC", error_feedback=False),
 }
 """Compressors whose payloads are stored; `Dense` needs none."""
 NAMES = ("dense_float32", "dense_bfloat16", *METHODS)
-RANKS = {"low_rank_empty": 0, "factors": 3, "quantised": 11, "sparse": 7, "sparse_values": 5, "banded": 29, "half": 1,
-         "superposed": 2, "codebook": 2, "columns": 9}  # fmt: skip
+RANKS = {
+    **{"low_rank_empty": 0, "factors": 3, "coefficients": 3, "quantised": 11, "sparse": 7, "sparse_values": 5},
+    **{"banded": 29, "half": 1, "superposed": 2, "codebook": 2, "columns": 9},
+}
 
 
 def path(name, suffix):
@@ -67,7 +71,8 @@ def decompress(name):
 
 
 def side_of(name, budget_bytes):
-    support = SUPPORT if name == "sparse_values" else None
+    basis = np.random.default_rng(2).normal(size=(3, 6)).astype(np.float32)
+    support = {"sparse_values": SUPPORT, "coefficients": Subspace(jnp.asarray(basis), "BH,WC")}.get(name)
     return compress.SideInfo(jax.random.key(1), budget_bytes, support=support)
 
 
