@@ -20,9 +20,9 @@ EVAL_EVERY = 100
 UNLIMITED_RANK = 1 << 20
 """`max_rank` out of the way: the trainer clips it to what the budget can reach."""
 
-SPARSE_UP = 29 / 45
-"""Share of both directions' bytes that goes up where the gradient has the activations' support: values of 16 bits, and
-indices of 13 bits on the way up alone."""
+UP_SHARES = {"top_k": 29 / 45, "rand_top_k": 29 / 45, "nsc_sl": 0.65}
+"""Share of both directions' bytes that goes up where the gradient has the activations' support. Of the sparse methods:
+values of 16 bits both ways, and indices of 13 bits on the way up alone. Of `nsc_sl` by accuracy at 512x."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "nsc_sl": {},
@@ -57,8 +57,8 @@ SUBVECTORS = {8: (2, 2), 16: (4, 4), 32: (32, 64), 64: (32, 64), 128: (64, 64), 
 def directions(method: str, ratio: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the settings of the uplink and of the downlink whose frames together keep to the ratio."""
     common = {"method": method, "ratio": ratio, "max_rank": UNLIMITED_RANK} | SETTINGS[method]
-    if method in ("top_k", "rand_top_k"):
-        shares = SPARSE_UP, 1 - SPARSE_UP
+    if method in UP_SHARES:
+        shares = UP_SHARES[method], 1 - UP_SHARES[method]
         up, down = (common | {"ratio": round(ratio / (2 * share), 3)} for share in shares)
         return up, down
     if method == "fedlite":
