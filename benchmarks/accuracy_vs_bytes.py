@@ -27,7 +27,7 @@ values of 16 bits both ways, and indices of 13 bits on the way up alone. Of `nsc
 SETTINGS: dict[str, dict[str, Any]] = {
     "nsc_sl": {},
     "truncated_svd": {},
-    "powersgd": {"error_feedback": "false"},
+    "powersgd": {"error_feedback": False},
     "dct": {},
     "sl_acc": {"groups": 8},
     "sl_fac": {"threshold": 0.6},

@@ -54,7 +54,7 @@ def run(
         values |= {"data.dir": data_dir} if data_dir else {}
         values |= {key: traces / f"{value}.csv" for key, value in overrides.items() if traces and key == "link.trace"}
         command = [sys.executable, "train/main.py", "--config", f"configs/{config}.toml"]
-        command += [word for key, value in values.items() for word in (f"--{key}", str(value))]
+        command += [word for key, value in values.items() for word in (f"--{key}", _text(value))]
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         if cores:
             os.sched_setaffinity(process.pid, cores)
@@ -71,6 +71,11 @@ def run(
     evals = [{key: line[key] for key in EVAL_KEPT} for line in lines if line["kind"] == "eval"]
     kept = {key: summary[key] for key in KEPT}
     return kept | {"commit": (run_dir / "commit.txt").read_text(), "evals": evals}
+
+
+def _text(value: Any) -> str:
+    """Returns a value as the command line takes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def shares(jobs: int) -> "queue.Queue[frozenset[int]]":
