@@ -80,7 +80,8 @@ class Duplex(NamedTuple):
     Attributes:
         up: compressor of the activations, client to server.
         down: compressor of their gradients, server to client.
-        share: `(up_payload, side) -> side` for the way down; by default the uplink's `support`.
+        share: `(up_payload, side) -> side` for the way down; by default the uplink's `support`, where the downlink
+            is of the same method.
         penalty: `(x, x_hat) -> scalar` added to the client's own loss; by default the uplink's.
     """
 
@@ -93,11 +94,18 @@ class Duplex(NamedTuple):
         """Returns the downlink's side information with what the uplink's payload fixes."""
         if self.share is not None:
             return self.share(up_payload, side)
-        return side if self.up.support is None else side._replace(support=self.up.support(up_payload))
+        if self.up.support is None or _kind(self.up.support) != _kind(self.down.support):
+            return side  # the other method would not know what it says
+        return side._replace(support=self.up.support(up_payload))
 
     def client_penalty(self) -> Callable[[Array, Array], Array] | None:
         """Returns what the client adds to its own loss, or None."""
         return self.penalty or self.up.penalty
+
+
+def _kind(support: Callable | None) -> tuple[str, str]:
+    """Returns which function it is: that of one method, made for whatever settings."""
+    return getattr(support, "__module__", ""), getattr(support, "__qualname__", "")
 
 
 @layout.payload(tag=1)

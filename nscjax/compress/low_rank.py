@@ -182,7 +182,7 @@ def low_rank(
         return LowRankState(linalg.orthonormal_rows(images, key))
 
     return factorised(
-        init, find, carry, rank_rule, max_rank=max_rank, factor_bits=factor_bits, view=view, refits=refits
+        init, find, carry, rank_rule, max_rank=max_rank, factor_bits=factor_bits, view=view, refits=refits, shares=True
     )
 
 
@@ -196,6 +196,7 @@ def factorised(
     factor_bits: int,
     view: str,
     refits: int,
+    shares: bool,
 ) -> Compressor:
     """Returns the compressor that sends the components which `find` finds.
 
@@ -208,10 +209,11 @@ def factorised(
         factor_bits: as of `low_rank`.
         view: as of `low_rank`.
         refits: as of `low_rank`.
+        shares: whether the gradient crosses in the subspace of its uplink.
     """
 
     def compress(x, enc_state, side):
-        if isinstance(side.support, Subspace) and side.support.view == views.resolve(view, x.shape):
+        if shares and isinstance(side.support, Subspace) and side.support.view == views.resolve(view, x.shape):
             return _within(x, side.support, factor_bits, side.budget_bytes), enc_state
         template = empty(x, view, factor_bits, max_rank)
         top = template.scale.shape[0]
@@ -231,7 +233,7 @@ def factorised(
     def min_bytes(spec):
         return _least_bytes(empty(spec, view, factor_bits, max_rank))
 
-    return Compressor(init, compress, decompress, layout.num_bytes, min_bytes, support=subspace)
+    return Compressor(init, compress, decompress, layout.num_bytes, min_bytes, support=subspace if shares else None)
 
 
 def subspace(payload: LowRank) -> Subspace:

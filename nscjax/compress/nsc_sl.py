@@ -20,7 +20,9 @@ def nsc_sl(
     they take off most of the error. The factors come from an alternating orthogonal iteration with a warm start and are
     compensated for each other's quantisation. The paper's public text is its abstract; all that it leaves open is our
     choice by measurement (`docs/results.md`).
-    Residual feedback across messages is a wrapper: `nscjax.compress.error_feedback`, `nscjax.compress.delta`.
+    A gradient in the subspace of its uplink (`low_rank.Subspace`) has that rank; of the settings its budget and
+    `factor_bits` apply. Residual feedback across messages is a wrapper: `nscjax.compress.error_feedback`,
+    `nscjax.compress.delta`.
 
     Args:
         max_rank: the most components a frame may hold, >= 1; clipped to the matrix.

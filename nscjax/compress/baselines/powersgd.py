@@ -85,7 +85,7 @@ def powersgd(
         left_scale, right_scale = (jnp.max(jnp.abs(rows), axis=1) for rows in (left, image))
         payload = dataclasses.replace(
             template,
-            rank=affordable if rank is None else jnp.where(affordable >= rank, rank, 0),
+            rank=affordable if rank is None else jnp.where(affordable >= len(left), len(left), 0),
             scale=peak * left_scale * right_scale,
             left=_scaled(left, left_scale),
             right=_scaled(image, right_scale),
@@ -104,7 +104,8 @@ def powersgd(
         return views.tensorise(matrix, payload.view, layout.tensor_spec(payload)), dec_state
 
     def min_bytes(spec):
-        return layout.frame_bytes(_empty(spec, view, top), rank=rank or 1)
+        template = _empty(spec, view, top)
+        return layout.frame_bytes(template, rank=1 if rank is None else template.scale.shape[0])
 
     bare = Compressor(init, compress, decompress, layout.num_bytes, min_bytes)
     return with_error_feedback(bare) if error_feedback else bare

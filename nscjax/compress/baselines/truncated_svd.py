@@ -44,4 +44,6 @@ def truncated_svd(
         del images, key
         return ()
 
-    return factorised(init, find, carry, ranks.fixed(top), max_rank=top, factor_bits=factor_bits, view=view, refits=0)
+    return factorised(
+        init, find, carry, ranks.fixed(top), max_rank=top, factor_bits=factor_bits, view=view, refits=0, shares=False
+    )

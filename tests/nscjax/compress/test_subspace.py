@@ -103,3 +103,21 @@ def test_it_is_a_pytree_with_a_static_view():
     leaves, treedef = jax.tree.flatten(Subspace(jnp.ones((2, 3)), "B,D"))
     assert [leaf.shape for leaf in leaves] == [(2, 3)]
     assert treedef.unflatten(leaves).view == "B,D"
+
+
+@pytest.mark.parametrize("down", ["top_k", "c3_sl", "splitfc", "dct", "truncated_svd"])
+def test_a_gradient_of_another_method_is_sent_as_if_alone(down):
+    compressor = compress.METHODS[down]()
+    _, up_payload = uplink(X)
+    info = compress.Duplex(up=UP, down=compressor).side_down(up_payload, side(2_000))
+    assert info.support is None
+    payload, _ = compressor.compress(GRAD, compressor.init(jax.random.key(2), spec(GRAD))[0], info)
+    assert payload.rank > 0
+
+
+def test_powersgd_of_more_components_than_the_matrix_has_sends_them_all():
+    compressor = compress.METHODS["powersgd"](rank=16, error_feedback=False)
+    x = normal((8, 100))
+    payload, _ = compressor.compress(x, compressor.init(jax.random.key(2), spec(x))[0], side())
+    assert payload.rank == 8
+    assert layout.num_bytes(payload) == compressor.min_bytes(spec(x))
