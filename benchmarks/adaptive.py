@@ -10,9 +10,8 @@ frame's budget, at most 1 / RATIO of the float32 bytes. It writes `benchmarks/re
 import argparse
 from pathlib import Path
 
-from accuracy_vs_bytes import EVAL_EVERY, UNLIMITED_RANK
-
 import runs
+from accuracy_vs_bytes import EVAL_EVERY, UNLIMITED_RANK
 
 DEADLINE_S = 0.1
 RATIO = 128
