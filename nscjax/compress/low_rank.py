@@ -223,7 +223,9 @@ def factorised(
         matrix = jax.lax.optimization_barrier(matrix / jnp.where(peak > 0, peak, 1.0))
         rows, energies = find(matrix, enc_state, side.key)
         worth = rank_rule(energies[:top], linalg.energy(matrix))
-        bits, counts = _spend(template, jnp.where(jnp.arange(top) < worth, energies[:top], 0.0), side.budget_bytes)
+        energies = jnp.where(jnp.arange(top) < worth, energies[:top], 0.0)
+        counts_of = functools.partial(_counts, template)
+        bits, counts = _spend(template, energies, counts_of, _least_bytes(template), side.budget_bytes)
         factors, images = _quantised_factors(matrix, rows, bits, template, refits)
         payload = dataclasses.replace(template, **counts, **factors | {"scale": peak * factors["scale"]})
         # A message that is not finite must not spoil the state for all that follow.
@@ -337,23 +339,19 @@ def _within(x: Array, known: Subspace, most_bits: int, budget_bytes: Array | int
     lengths = jnp.sum(jnp.square(basis), axis=1)
     rows = _least_squares(basis, linalg.to_long(matrix, basis), lengths > 0)
     energies = jnp.sum(jnp.square(rows), axis=1) * lengths
-    budget_bytes = layout.within_int32(budget_bytes)
 
-    def counts(bits):
+    def counts_of(bits):
         # Components are in the order of the other direction's energies: some between may have no bits.
         last = jnp.max(jnp.where(bits > 0, jnp.arange(1, len(bits) + 1), 0))
         return {"rank": last.astype(jnp.int32), "planes": jnp.sum(bits, dtype=jnp.int32)}
 
-    def fits(bits):
-        return layout.num_bytes(dataclasses.replace(template, **counts(bits))) <= budget_bytes
-
-    bits = water_filling.most_that_fit(water_filling.by_energy(energies, most_bits), fits)
+    least_bytes = layout.frame_bytes(template, rank=1, planes=1)
+    bits, counts = _spend(template, energies, counts_of, least_bytes, budget_bytes)
     codes, scale = quantise_rows(rows, bits, most_bits)
-    is_message = (budget_bytes >= layout.frame_bytes(template, rank=1, planes=1)) & jnp.any(lengths > 0)
-    found = counts(bits)
     return dataclasses.replace(
         template,
-        **found | {"rank": jnp.maximum(found["rank"], is_message.astype(jnp.int32))},
+        # Where the other direction sent nothing there is nothing to answer.
+        **counts | {"rank": jnp.where(jnp.any(lengths > 0), counts["rank"], 0)},
         scale=peak * scale,
         bits=bits.astype(jnp.uint8),
         rows=planes.pack(codes, bits, most_bits),
@@ -400,19 +398,31 @@ def _least_bytes(template: LowRank) -> int:
     return layout.frame_bytes(template, rank=1, left_planes=left, right_planes=right)
 
 
-def _spend(template: LowRank, energies: Array, budget_bytes: Array | int) -> tuple[Array, dict[str, Any]]:
-    """Returns the bits of every component's longer row, int32 [top], and the counts of the largest frame that fits.
+def _spend(
+    template: LowRank | Coefficients,
+    energies: Array,
+    counts_of: Callable[[Array], dict[str, Any]],
+    least_bytes: int,
+    budget_bytes: Array | int,
+) -> tuple[Array, dict[str, Any]]:
+    """Returns the bits of every component's longer row, int32 [k], and the counts of the largest frame that fits.
 
     A zero tensor is a message like any other: it has one component, of 0 bits.
+
+    Args:
+        template: the payload's layout.
+        energies: float32 [k].
+        counts_of: from such bits to what the payload then counts.
+        least_bytes: the least frame.
+        budget_bytes: the largest allowed.
     """
     budget_bytes = layout.within_int32(budget_bytes)
 
-    def fits(long_bits):
-        return layout.num_bytes(dataclasses.replace(template, **_counts(template, long_bits))) <= budget_bytes
+    def fits(bits):
+        return layout.num_bytes(dataclasses.replace(template, **counts_of(bits))) <= budget_bytes
 
     bits = water_filling.most_that_fit(water_filling.by_energy(energies, template.most_bits), fits)
-    counts = _counts(template, bits)
-    is_message = budget_bytes >= _least_bytes(template)
+    counts, is_message = counts_of(bits), budget_bytes >= least_bytes
     return bits, counts | {"rank": jnp.maximum(counts["rank"], is_message.astype(jnp.int32))}
 
 
