@@ -9,10 +9,17 @@ float32 bytes; a method that has no frame so small is noted as refused.
 """
 
 import argparse
+import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import runs
+
+from nscjax import models
+from train import config as configs
 
 RATIOS = (8, 16, 32, 64, 128, 256, 512)
 EVAL_EVERY = 100
@@ -20,9 +27,8 @@ EVAL_EVERY = 100
 UNLIMITED_RANK = 1 << 20
 """`max_rank` out of the way: the trainer clips it to what the budget can reach."""
 
-UP_SHARES = {"top_k": 29 / 45, "rand_top_k": 29 / 45, "nsc_sl": 0.65}
-"""Share of both directions' bytes that goes up where the gradient has the activations' support. Of the sparse methods:
-values of 16 bits both ways, and indices of 13 bits on the way up alone. Of `nsc_sl` by accuracy at 512x."""
+NSC_SL_UP_SHARE = 0.65
+"""Share of both directions' bytes that goes up: by accuracy at 512x."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "nsc_sl": {},
@@ -47,22 +53,50 @@ SETTINGS: dict[str, dict[str, Any]] = {
 METHODS = ("none", *SETTINGS, "bottlenet")
 """All that the grid compares."""
 
-CHANNELS = 32
-"""Of the configs' cut."""
-
 SUBVECTORS = {8: (2, 2), 16: (4, 4), 32: (32, 64), 64: (32, 64), 128: (64, 64), 256: (64, 64), 512: (64, 64)}
 """FedLite's length of a subvector by ratio, up and down."""
 
+IMAGES = {"cifar10": ((32, 32, 3), 10), "fashion_mnist": ((28, 28, 1), 10)}
+"""Shape of an input and number of classes, by data set."""
 
-def directions(method: str, ratio: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the settings of the uplink and of the downlink whose frames together keep to the ratio."""
+
+def cut_shape(config: str) -> tuple[int, ...]:
+    """Returns the shape of one sample's activations at the cut of a config, known by its name."""
+    settings = configs.from_toml(runs.ROOT / "configs" / f"{config}.toml")
+    image, num_classes = IMAGES[settings.data.name]
+    architecture = dataclasses.asdict(settings.model) | {"num_classes": num_classes}
+    x, key = jax.ShapeDtypeStruct((1, *image), jnp.float32), jax.random.key(0)
+    client = models.build(**architecture).client
+
+    def forward(x, key):
+        return client(*models.init(key=key, x_spec=x, **architecture)[0], x, False)[0]
+
+    return jax.eval_shape(forward, x, key).shape[1:]
+
+
+def up_share(method: str, shape: tuple[int, ...]) -> float:
+    """Returns the share of both directions' bytes that goes up: more where the gradient has the uplink's support."""
+    if method in ("top_k", "rand_top_k"):  # values of 16 bits both ways, indices on the way up alone
+        index_bits = (math.prod(shape) - 1).bit_length()
+        return (16 + index_bits) / (32 + index_bits)
+    return NSC_SL_UP_SHARE if method == "nsc_sl" else 0.5
+
+
+def directions(method: str, ratio: int, shape: tuple[int, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the settings of the uplink and of the downlink whose frames together keep to the ratio.
+
+    Args:
+        method: its name.
+        ratio: of both directions together.
+        shape: of one sample at the cut.
+    """
     common = {"method": method, "ratio": ratio, "max_rank": UNLIMITED_RANK} | SETTINGS[method]
-    if method in UP_SHARES:
-        shares = UP_SHARES[method], 1 - UP_SHARES[method]
-        up, down = (common | {"ratio": round(ratio / (2 * share), 3)} for share in shares)
+    share = up_share(method, shape)
+    if share != 0.5:
+        up, down = (common | {"ratio": round(ratio / (2 * part), 3)} for part in (share, 1 - share))
         return up, down
     if method == "fedlite":
-        up, down = (common | {"subvector": length} for length in SUBVECTORS[ratio])
+        up, down = (common | {"subvector": min(length, math.prod(shape))} for length in SUBVECTORS[ratio])
         return up, down
     if method == "aq_sgd":  # the source compresses gradients as they are
         return common, common | {"method": "uniform"}
@@ -71,20 +105,26 @@ def directions(method: str, ratio: int) -> tuple[dict[str, Any], dict[str, Any]]
     return common, common
 
 
-def cells(ratios: tuple[int, ...] = RATIOS) -> dict[str, dict[str, Any]]:
-    """Returns the grid: overrides by cell, of every method at every ratio, and of training without compression."""
+def cells(shape: tuple[int, ...], ratios: tuple[int, ...] = RATIOS) -> dict[str, dict[str, Any]]:
+    """Returns the grid: overrides by cell, of every method at every ratio, and of training without compression.
+
+    Args:
+        shape: of one sample at the cut.
+        ratios: of both directions together.
+    """
     grid: dict[str, dict[str, Any]] = {"none": {"compress.up.method": "identity", "compress.down.method": "identity"}}
     for method in SETTINGS:
         for ratio in (1,) if method == "fp16" else ratios:  # half precision has but one rate
             grid[f"{method} {ratio}x"] = {
                 f"compress.{way}.{key}": value
-                for way, settings in zip(("up", "down"), directions(method, ratio))
+                for way, settings in zip(("up", "down"), directions(method, ratio, shape))
                 for key, value in settings.items()
             }
-    for ratio in ratios:
+    for ratio in ratios if len(shape) == 3 else ():  # it is made for images
         # Half the height and width, half precision: 8 times fewer bytes with all channels.
-        half = {f"compress.{way}.method": "fp16" for way in ("up", "down")}
-        grid[f"bottlenet {ratio}x"] = half | {"model.bottleneck": CHANNELS * 8 // ratio}
+        if channels := shape[-1] * 8 // ratio:
+            half = {f"compress.{way}.method": "fp16" for way in ("up", "down")}
+            grid[f"bottlenet {ratio}x"] = half | {"model.bottleneck": channels}
     return {name: {"train.eval_every": EVAL_EVERY} | overrides for name, overrides in grid.items()}
 
 
@@ -99,12 +139,12 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on its share of the cores")
     parser.add_argument("--out", type=Path, default=runs.RUNS, help="where the runs are kept")
     options = parser.parse_args()
-    methods = options.methods or METHODS
-    chosen = [name for name in cells(tuple(options.ratios)) if name.split()[0] in methods]
+    methods, shape = options.methods or METHODS, cut_shape(options.config)
+    chosen = [name for name in cells(shape, tuple(options.ratios)) if name.split()[0] in methods]
     runs.make(
         f"accuracy_vs_bytes_{options.config}",
         options.config,
-        cells(),
+        cells(shape),
         dict.fromkeys(chosen, options.seeds),
         data_dir=options.data_dir,
         jobs=options.jobs,

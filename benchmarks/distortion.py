@@ -51,7 +51,7 @@ CONSTANTS: dict[str, tuple[Any, str, Any]] = {
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     **{name: {} for name in CONSTANTS},
-    **{f"refits {refits}": {"refits": refits} for refits in (0, 2, 3)},
+    "no compensation": {"compensates": False},
     **{f"iterations {iterations}": {"iterations": iterations} for iterations in (2, 3)},
     **{f"oversample {columns}": {"oversample": columns} for columns in (0, 2, 8)},
     **{f"at most {bits} bits": {"factor_bits": bits} for bits in (4, 16)},

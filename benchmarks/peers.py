@@ -54,7 +54,7 @@ def direction(
     method: str, way: int, ratio: int, spec: jax.ShapeDtypeStruct, changes: dict[str, Any], num_messages: int
 ) -> compression.Direction:
     """Returns one direction of a method as the grid has it; raises an `InputError` where no frame is so small."""
-    settings = directions(method, ratio)[way]
+    settings = directions(method, ratio, spec.shape[1:])[way]
     config = configs.DirectionConfig(**settings | changes)
     view = views.resolve(config.view, spec.shape)
     return compression.build(("up", "down")[way], config, view, spec, num_messages * spec.shape[0], 1 << 30)

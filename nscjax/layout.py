@@ -16,6 +16,7 @@ fields are left.
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable, Iterator
 from typing import Any, dataclass_transform
 
@@ -206,7 +207,7 @@ def affordable_rank(payload: PyTree, budget_bytes: Array | int) -> Array:
 
 def within_int32(budget_bytes: Array | int) -> Array:
     """Returns a budget as an int32 scalar, cut to `MAX_BYTES`; may be traced."""
-    budget_bytes = min(budget_bytes, MAX_BYTES) if isinstance(budget_bytes, int) else budget_bytes
+    budget_bytes = min(budget_bytes, MAX_BYTES) if isinstance(budget_bytes, numbers.Integral) else budget_bytes
     return jnp.asarray(budget_bytes, jnp.int32)
 
 

@@ -66,6 +66,27 @@ def orthonormal_rows(rows_ks: Array, key: Key) -> Array:
     return _whiten_rows(_whiten_rows(unit_ks, shift=1e-5), shift=0.0)
 
 
+def nearly_orthonormal_rows(rows_ks: Array) -> Array:
+    """Returns orthonormal rows [k, s] that span the given ones, in their order; what nearly depends is shrunk away.
+
+    A row that lies within a hundredth of its length in the span of those before it is noise, and is made short instead
+    of being blown up: a smooth function of the rows, so that two machines that round differently agree. No row of the
+    result is longer than 1, and no projection rows.T @ rows longer than what is projected. Zero rows stay zero.
+
+    Args:
+        rows_ks: [k, s] float32 with k <= s.
+    """
+    norms_k1 = jnp.linalg.norm(rows_ks, axis=1, keepdims=True)
+    return _whiten_rows(rows_ks / jnp.where(norms_k1 > 0, norms_k1, 1.0), shift=1e-4)
+
+
+def dct_matrix(n: int) -> Array:
+    """Returns the orthonormal DCT-II as a float32 matrix [n, n]: row k is the k-th cosine."""
+    k, i = jnp.arange(n, dtype=jnp.float32)[:, None], jnp.arange(n, dtype=jnp.float32)[None, :]
+    scale = jnp.where(k == 0, (1 / n) ** 0.5, (2 / n) ** 0.5)
+    return (scale * jnp.cos(jnp.pi * (2 * i + 1) * k / (2 * n))).astype(jnp.float32)
+
+
 def _whiten_rows(rows_ks: Array, shift: float) -> Array:
     """Returns inverse(L) @ rows where L L.T = rows rows.T + shift; the small inverse makes it one product."""
     identity_kk = jnp.eye(rows_ks.shape[0], dtype=rows_ks.dtype)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nscjax import layout
+from nscjax import layout, linalg
 from nscjax.compress import planes, water_filling
 from nscjax.compress.base import Compressor
 from nscjax.compress.planes import MOST_BITS
@@ -160,13 +160,6 @@ def mean_squares(rows: Array) -> Array:
     return jnp.mean(jnp.square(rows / jnp.maximum(jnp.max(jnp.abs(rows)), jnp.finfo(jnp.float32).tiny)), axis=1)
 
 
-def dct_matrix(n: int) -> Array:
-    """Returns the orthonormal DCT-II as a float32 matrix [n, n]: row k is the k-th cosine."""
-    k, i = jnp.arange(n, dtype=jnp.float32)[:, None], jnp.arange(n, dtype=jnp.float32)[None, :]
-    scale = jnp.where(k == 0, (1 / n) ** 0.5, (2 / n) ** 0.5)
-    return (scale * jnp.cos(jnp.pi * (2 * i + 1) * k / (2 * n))).astype(jnp.float32)
-
-
 def frequencies(shape: Shape) -> tuple[Callable[[Array], Array], Callable[[Array], Array], Any, tuple[int, int]]:
     """Returns (forward, inverse, order, (n, w)) of the DCT along the axes that have frequencies.
 
@@ -180,7 +173,7 @@ def frequencies(shape: Shape) -> tuple[Callable[[Array], Array], Callable[[Array
     height, width, channels = {1: (1, rest[0], 1), 2: (rest[0], 1, rest[-1])}.get(len(rest), tuple(rest))  # type: ignore[misc]
     u, v = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
     zigzag = jnp.argsort((u + v).reshape(-1), stable=True)
-    vertical, horizontal = dct_matrix(height), dct_matrix(width)
+    vertical, horizontal = linalg.dct_matrix(height), linalg.dct_matrix(width)
     exact = jax.lax.Precision.HIGHEST
 
     def forward(x):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from nscjax import layout, measure
+from nscjax import check, layout, measure
 from nscjax.compress import view as views
 from nscjax.compress.base import Compressor, SideInfo
 from nscjax.types import Array, Key
@@ -78,6 +78,8 @@ def reachable_rank(compressor: Compressor, spec: jax.ShapeDtypeStruct, budget_by
     side = SideInfo(key=jax.random.key(0), budget_bytes=budget_bytes)
     payload, _ = jax.eval_shape(compressor.compress, spec, enc, side)
     tops = layout.most(payload)
+    if "rank" not in tops:
+        raise check.error("payload of the compressor", type(payload).__name__, "one that is cut to a rank")
 
     def fits(rank):
         planes = {by: min(math.ceil(LEAST_BITS * rank), top) for by, top in tops.items()}

@@ -46,7 +46,7 @@ def error_feedback(compressor: Compressor, decay: float = 1.0) -> Compressor:
         target = x + jnp.asarray(decay, x.dtype) * state.residual
         payload, enc = compressor.compress(target, state.enc, side)
         sent, dec = compressor.decompress(payload, state.dec, side)
-        return payload, ErrorFeedbackState(target - sent, enc, dec)
+        return payload, ErrorFeedbackState(_finite(target - sent, state.residual), enc, dec)
 
     return compressor._replace(init=init, compress=compress)
 
@@ -102,7 +102,8 @@ def delta(compressor: Compressor, num_samples: int) -> Compressor:
         change, dec = compressor.decompress(payload, state.dec, side)
         after = before + change
         # An id of num_samples is out of range: its row is dropped, so that unknown samples leave no trace.
-        return after, state._replace(cache=state.cache.at[ids].set(after, mode="drop"), dec=dec)
+        kept = _finite(after, before)
+        return after, state._replace(cache=state.cache.at[ids].set(kept, mode="drop"), dec=dec)
 
     def compress(x, state, side):
         before, _ = held(state.cache, side)
@@ -146,14 +147,20 @@ def ef21(compressor: Compressor) -> Compressor:
     def receive(payload, state, side):
         change, dec = compressor.decompress(payload, state.dec, side)
         held = state.held + change
-        return held, state._replace(held=held, dec=dec)
+        return held, state._replace(held=_finite(held, state.held), dec=dec)
 
     def compress(x, state, side):
         payload, enc = compressor.compress(x - state.held, state.enc, side)
         _, state = receive(payload, state, side)
         return payload, state._replace(enc=enc)
 
-    return compressor._replace(init=init, compress=compress, decompress=receive)
+    # Where the change was sent says nothing of where the tensor is: the gradient has a support of its own.
+    return compressor._replace(init=init, compress=compress, decompress=receive, support=None)
+
+
+def _finite(new: Array, old: Array) -> Array:
+    """Returns the new entries, the old ones where those are not finite: one bad message must not spoil all others."""
+    return jnp.where(jnp.isfinite(new), new, old)
 
 
 FEEDBACKS = ("none", "across_steps", "per_sample")

@@ -7,8 +7,8 @@ rows in as many bits as their component's energy earns. Four ideas make that goo
 - the components are ordered by energy, so that a rank rule can cut them anywhere, inside jit;
 - the budget is spent by reverse water-filling over the components: singular values and budget together fix the bits of
   each, and with them the rank;
-- each factor is fitted by least squares to the other one *as quantised*, in turn, so that the error of the one is made
-  good by the next (the error-compensated factorisation of NSC-SL, arXiv 2602.02696; the concrete form is ours).
+- the second factor is fitted by least squares to the first one *as quantised*, so that it makes good the error of that
+  (the error-compensated factorisation of NSC-SL, arXiv 2602.02696; the concrete form is ours).
 """
 
 import dataclasses
@@ -112,7 +112,7 @@ class Subspace:
     """What an uplink fixes for the gradient: the forward pass sees x in this subspace alone, and so does its gradient.
 
     Attributes:
-        basis: float32 [k, s], the shorter rows as they were received, zeros beyond the rank.
+        basis: float32 [k, s], orthonormal rows that span the shorter ones as received, zeros beyond the rank.
         view: the view of which they are rows.
     """
 
@@ -142,7 +142,7 @@ def low_rank(
     factor_bits: int,
     iterations: int = 1,
     view: str = "auto",
-    refits: int = 1,
+    compensates: bool = True,
     oversample: int = OVERSAMPLE,
 ) -> Compressor:
     """Returns a compressor that sends a low-rank factorisation; its frames decode alone, with no receiver state.
@@ -153,9 +153,8 @@ def low_rank(
         factor_bits: the most bits of a factor's entry, 4, 8 or 16.
         iterations: alternating orthogonal iterations a message, >= 1.
         view: a view's name or "auto", see `nscjax.compress.view`.
-        refits: how often the short factor is fitted anew to the long one as quantised, >= 0; before each time but the
-            first the long one is fitted to the short one. 0 leaves out the error compensation; what each costs and is
-            worth: `benchmarks/distortion.py`.
+        compensates: whether the short factor is fitted to the long one as quantised; what it costs and is worth:
+            `benchmarks/distortion.py`.
         oversample: rows of the basis beyond `max_rank`, >= 0.
 
     Raises:
@@ -164,7 +163,6 @@ def low_rank(
     for name, value, least in (
         ("max_rank", max_rank, 1),
         ("iterations", iterations, 1),
-        ("refits", refits, 0),
         ("oversample", oversample, 0),
     ):
         check.count(name, value, least)
@@ -182,7 +180,15 @@ def low_rank(
         return LowRankState(linalg.orthonormal_rows(images, key))
 
     return factorised(
-        init, find, carry, rank_rule, max_rank=max_rank, factor_bits=factor_bits, view=view, refits=refits, shares=True
+        init,
+        find,
+        carry,
+        rank_rule,
+        max_rank=max_rank,
+        factor_bits=factor_bits,
+        view=view,
+        compensates=compensates,
+        shares=True,
     )
 
 
@@ -195,7 +201,7 @@ def factorised(
     max_rank: int,
     factor_bits: int,
     view: str,
-    refits: int,
+    compensates: bool,
     shares: bool,
 ) -> Compressor:
     """Returns the compressor that sends the components which `find` finds.
@@ -208,25 +214,21 @@ def factorised(
         max_rank: as of `low_rank`.
         factor_bits: as of `low_rank`.
         view: as of `low_rank`.
-        refits: as of `low_rank`.
+        compensates: as of `low_rank`.
         shares: whether the gradient crosses in the subspace of its uplink.
     """
 
     def compress(x, enc_state, side):
         if shares and isinstance(side.support, Subspace) and side.support.view == views.resolve(view, x.shape):
-            return _within(x, side.support, factor_bits, side.budget_bytes), enc_state
+            return _within(x, side.support, rank_rule, max_rank, factor_bits, side.budget_bytes), enc_state
         template = empty(x, view, factor_bits, max_rank)
         top = template.scale.shape[0]
-        matrix = views.matricise(x, template.view)
-        # Energies are squares: of numbers about 1 they stay within float32's range.
-        peak = jnp.max(jnp.abs(matrix))
-        matrix = jax.lax.optimization_barrier(matrix / jnp.where(peak > 0, peak, 1.0))
+        matrix, peak = views.normalised(x, template.view)
         rows, energies = find(matrix, enc_state, side.key)
-        worth = rank_rule(energies[:top], linalg.energy(matrix))
-        energies = jnp.where(jnp.arange(top) < worth, energies[:top], 0.0)
+        energies = _worth_sending(energies[:top], rank_rule, linalg.energy(matrix))
         counts_of = functools.partial(_counts, template)
         bits, counts = _spend(template, energies, counts_of, _least_bytes(template), side.budget_bytes)
-        factors, images = _quantised_factors(matrix, rows, bits, template, refits)
+        factors, images = _quantised_factors(matrix, rows, bits, template, compensates)
         payload = dataclasses.replace(template, **counts, **factors | {"scale": peak * factors["scale"]})
         # A message that is not finite must not spoil the state for all that follow.
         new_state = carry(images, side.key)
@@ -239,11 +241,18 @@ def factorised(
 
 
 def subspace(payload: LowRank) -> Subspace:
-    """Returns what an uplink's payload fixes for the gradient."""
+    """Returns what an uplink's payload fixes for the gradient.
+
+    A zero tensor spans nothing; the slowest cosines stand in for it, or a client whose units have all died would never
+    hear of a gradient again. An empty message (rank 0) fixes nothing: there is nothing to answer.
+    """
     left, right = _factors(payload)
     m, n = views.matrix_shape(payload.view, payload.shape)
-    is_sent = jnp.arange(payload.scale.shape[0]) < payload.rank
-    return Subspace(jnp.where(is_sent[:, None], left if m < n else right, 0.0), payload.view)
+    top = payload.scale.shape[0]
+    sent = jnp.where((jnp.arange(top) < payload.rank)[:, None], left if m < n else right, 0.0)
+    is_zero = (payload.rank > 0) & ~jnp.any(sent)
+    rows = jax.lax.cond(is_zero, lambda: linalg.dct_matrix(min(m, n))[:top], lambda: sent)
+    return Subspace(linalg.nearly_orthonormal_rows(rows), payload.view)
 
 
 def decompress(payload: LowRank | Coefficients, dec_state: tuple, side) -> tuple[Array, tuple]:
@@ -320,28 +329,26 @@ def _problem(payload: LowRank | Coefficients, max_bytes: int) -> str | None:
     """Returns what is wrong with the static fields and the room of a payload from a frame's own header, or None."""
     if problem := layout.tensor_problem(payload, max_bytes):
         return problem
-    if len(payload.shape) not in views.VIEWS or payload.view not in views.VIEWS[len(payload.shape)]:
-        return f"its shape {payload.shape} has no view {payload.view!r}"
     if type(payload.most_bits) is not int or payload.most_bits not in BITS:
         return f"it has {payload.most_bits!r} bits"
-    most = min(views.matrix_shape(payload.view, payload.shape))
-    if len(payload.scale.shape) != 1 or not 1 <= payload.scale.shape[0] <= most:
-        return f"its scale has shape {payload.scale.shape}; allowed: (1,) to ({most},)"
-    return None
+    return views.problem(payload.view, payload.shape, payload.scale.shape)
 
 
-def _within(x: Array, known: Subspace, most_bits: int, budget_bytes: Array | int) -> Coefficients:
-    """Returns x in a known subspace: its coefficients by least squares, in as many bits as each earns."""
+def _within(
+    x: Array, known: Subspace, rank_rule: RankRule, max_rank: int, most_bits: int, budget_bytes: Array | int
+) -> Coefficients:
+    """Returns x in a known subspace: its coefficients there, in as many bits as each earns."""
     basis, template = known.basis, _empty_coefficients(x, known.view, most_bits, known.basis.shape[0])
-    matrix = views.matricise(x, template.view)
-    peak = jnp.max(jnp.abs(matrix))
-    matrix = jax.lax.optimization_barrier(matrix / jnp.where(peak > 0, peak, 1.0))
-    lengths = jnp.sum(jnp.square(basis), axis=1)
-    rows = _least_squares(basis, linalg.to_long(matrix, basis), lengths > 0)
-    energies = jnp.sum(jnp.square(rows), axis=1) * lengths
+    matrix, peak = views.normalised(x, template.view)
+    rows = linalg.to_long(matrix, basis)
+    # The order is that of the other direction's energies: those of this one fall in another.
+    energies = jnp.sum(jnp.square(rows), axis=1)
+    order = jnp.argsort(-energies)
+    falling = _worth_sending(energies[order], rank_rule, linalg.energy(matrix))
+    falling = jnp.where(jnp.arange(len(falling)) < max_rank, falling, 0.0)
+    energies = jnp.zeros_like(falling).at[order].set(falling)
 
     def counts_of(bits):
-        # Components are in the order of the other direction's energies: some between may have no bits.
         last = jnp.max(jnp.where(bits > 0, jnp.arange(1, len(bits) + 1), 0))
         return {"rank": last.astype(jnp.int32), "planes": jnp.sum(bits, dtype=jnp.int32)}
 
@@ -351,11 +358,16 @@ def _within(x: Array, known: Subspace, most_bits: int, budget_bytes: Array | int
     return dataclasses.replace(
         template,
         # Where the other direction sent nothing there is nothing to answer.
-        **counts | {"rank": jnp.where(jnp.any(lengths > 0), counts["rank"], 0)},
+        **counts | {"rank": jnp.where(jnp.any(basis), counts["rank"], 0)},
         scale=peak * scale,
         bits=bits.astype(jnp.uint8),
         rows=planes.pack(codes, bits, most_bits),
     )
+
+
+def _worth_sending(energies: Array, rank_rule: RankRule, total: Array) -> Array:
+    """Returns the falling energies [k] of the components that the rule finds worth sending, 0 for the others."""
+    return jnp.where(jnp.arange(len(energies)) < rank_rule(energies, total), energies, 0.0)
 
 
 def _more_bits(payload: LowRank) -> int:
@@ -426,27 +438,24 @@ def _spend(
     return bits, counts | {"rank": jnp.maximum(counts["rank"], is_message.astype(jnp.int32))}
 
 
-def _quantised_factors(matrix, rows, long_bits, template, refits):
+def _quantised_factors(matrix, rows, long_bits, template, compensates):
     """Returns the payload's arrays, and the rows' images on the short side [k, s], for the next message's basis.
 
-    One factor is fitted to the other as quantised, S = (L L.T)^-1 L M, and quantised in its turn. Rows that are not
-    sent are carried along unquantised: they cost nothing extra and keep the basis whole.
+    The short factor is fitted to the long one as quantised, S = (L L.T)^-1 L M, and quantised in its turn; then the
+    lengths of the components to both. Rows that are not sent are carried along unquantised: they cost nothing extra
+    and keep the basis whole.
     """
     top, most = long_bits.shape[0], template.most_bits
     short_bits, is_sent = _short_bits(template, long_bits), long_bits > 0
     long_codes, long, long_scale = _quantised(rows[:top], long_bits, most)
-    known = jnp.where(is_sent[:, None], long, rows[:top]) if refits else rows[:top]
+    known = jnp.where(is_sent[:, None], long, rows[:top]) if compensates else rows[:top]
     images = linalg.to_short(matrix, rows.at[:top].set(known))
-    short = _least_squares(long, images[:top], is_sent) if refits else images[:top]
+    short = _least_squares(long, images[:top], is_sent) if compensates else images[:top]
     short_codes, short, short_scale = _quantised(short, short_bits, most)
-    for _ in range(refits - 1):
-        long = _least_squares(short, linalg.to_long(matrix, short), is_sent)
-        long_codes, long, long_scale = _quantised(long, long_bits, most)
-        short = _least_squares(long, linalg.to_short(matrix, long), is_sent)
-        short_codes, short, short_scale = _quantised(short, short_bits, most)
+    lengths = _best_lengths(long, short, images[:top], is_sent) if compensates else 1.0
     packed = planes.pack(long_codes, long_bits, most), planes.pack(short_codes, short_bits, most)
     left, right = packed[::-1] if matrix.shape[0] < matrix.shape[1] else packed
-    scale = long_scale * short_scale
+    scale = lengths * long_scale * short_scale
     return {"scale": scale, "bits": long_bits.astype(jnp.uint8), "left": left, "right": right}, images
 
 
@@ -456,14 +465,29 @@ def _quantised(rows, bits, most):
     return codes, levels(codes, bits) * scale[:, None], scale
 
 
-def _least_squares(basis_kl, images_ks, is_sent):
-    """Returns G^-1 images, G = basis basis.T over the rows sent, scaled to a unit diagonal, slightly regularised."""
+def _least_squares(basis_kl: Array, images_ks: Array, is_sent: Array) -> Array:
+    """Returns G^-1 images over the rows sent, G = basis basis.T: what the other factor should be."""
     gram = linalg.product(basis_kl, basis_kl.T)
+    inverse = _ridge_solve(gram, jnp.eye(gram.shape[0], dtype=gram.dtype), is_sent)
+    return linalg.product(inverse, jnp.where(is_sent[:, None], images_ks, 0.0))
+
+
+def _best_lengths(long_kl: Array, short_ks: Array, images_ks: Array, is_sent: Array) -> Array:
+    """Returns d [k] with the least ||M - sum_i d_i long_i short_i.T||, images = long M.
+
+    Of rows as quantised: whatever they have become, no message is worse than a zero one.
+    """
+    gram = linalg.product(long_kl, long_kl.T) * linalg.product(short_ks, short_ks.T)
+    return _ridge_solve(gram, jnp.sum(images_ks * short_ks, axis=1, keepdims=True), is_sent)[:, 0]
+
+
+def _ridge_solve(gram: Array, right: Array, is_sent: Array) -> Array:
+    """Returns G^-1 right over the rows sent, zero elsewhere; G is scaled to a unit diagonal and slightly regularised.
+
+    Rows that are nearly collinear would otherwise get huge coefficients of both signs, which quantisation makes worse.
+    """
     lengths = jnp.sqrt(jnp.diagonal(gram))
     is_used = is_sent & (lengths > 0)
-    inverse_lengths = jnp.where(is_used, 1.0 / jnp.where(is_used, lengths, 1.0), 0.0)
-    identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
-    unit_gram = gram * inverse_lengths[:, None] * inverse_lengths[None, :] + jnp.diag(jnp.where(is_used, 1e-6, 1.0))
-    solution = jax.scipy.linalg.solve(unit_gram, identity, assume_a="pos")
-    inverse_gram = solution * inverse_lengths[:, None] * inverse_lengths[None, :]
-    return linalg.product(inverse_gram, jnp.where(is_sent[:, None], images_ks, 0.0))
+    inverse_lengths = jnp.where(is_used, 1.0 / jnp.where(is_used, lengths, 1.0), 0.0)[:, None]
+    unit_gram = gram * inverse_lengths * inverse_lengths.T + jnp.diag(jnp.where(is_used, 1e-4, 1.0))
+    return inverse_lengths * jax.scipy.linalg.solve(unit_gram, inverse_lengths * right, assume_a="pos")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from nscjax.types import Array
 
 MOST_BITS = 8
-"""The most bits of an entry, of every method that packs its codes here."""
+"""The most bits of an entry, of the methods whose codes are bytes; `low_rank` has a choice of its own."""
 
 
 def last_code(bits_n: Array) -> Array:

@@ -2,7 +2,8 @@
 
 With t = (2 code + 1) / 2^bits - 1, in (-1, 1), the value is t (f + (1 - f) |t|) times the row's scale, f = FLATNESS:
 companded levels. Factors of activations, and still more of gradients, have heavy tails: levels that are dense near zero
-lose less than uniform ones. The scale is the one of a few clipping points with the least squared error, row by row.
+lose less than uniform ones. The codes are those of the best of a few clipping points, row by row, and the scale is the
+best one for the codes.
 The number of bits is traced; a row of 0 bits is zero. What each of these is worth: `benchmarks/distortion.py`.
 """
 
@@ -48,7 +49,11 @@ def quantise_rows(rows_kn: Array, bits_k: Array, most: int) -> tuple[Array, Arra
     best_k = jnp.argmin(jax.lax.map(squared_error, scales_ck), axis=0)
     # Chosen before the codes are made: fused, XLA on CPU would choose again for every entry.
     scale_k = jax.lax.optimization_barrier(jnp.take_along_axis(scales_ck, best_k[None], axis=0)[0])
-    return _encode(rows_kn, scale_k, bits_k).astype(codes_dtype(most)), scale_k
+    codes_kn = _encode(rows_kn, scale_k, bits_k).astype(codes_dtype(most))
+    # The best scale of these codes, by least squares: no row is worse than a zero one.
+    levels_kn = levels(codes_kn, bits_k)
+    energy_k = jnp.sum(jnp.square(levels_kn), axis=1)
+    return codes_kn, jnp.sum(levels_kn * rows_kn, axis=1) / jnp.where(energy_k > 0, energy_k, 1.0)
 
 
 def levels(codes_kn: Array, bits_k: Array) -> Array:

@@ -16,7 +16,7 @@ RankRule = Callable[[Array, Array], Array]
 
 def fixed(rank: int) -> RankRule:
     """Returns the rule of a given rank."""
-    check.at_least("rank", rank, 1)
+    check.count("rank", rank, 1)
 
     def rule(energies_k, total):
         del total

@@ -58,7 +58,37 @@ def tensorise(matrix_mn: Array, view: str, spec: jax.ShapeDtypeStruct) -> Array:
     rows, columns = _axes(view, spec.shape)
     order = rows + columns
     inverse = tuple(order.index(axis) for axis in range(len(order)))
-    return jnp.transpose(matrix_mn.reshape([spec.shape[axis] for axis in order]), inverse).astype(spec.dtype)
+    tensor = jnp.transpose(matrix_mn.reshape([spec.shape[axis] for axis in order]), inverse)
+    # What is a little beyond the largest number of a narrower dtype is that number, not infinite.
+    largest = jnp.finfo(spec.dtype).max.astype(jnp.float32)
+    return jnp.clip(tensor, -largest, largest).astype(spec.dtype)
+
+
+def normalised(x: Array, view: str) -> tuple[Array, Array]:
+    """Returns `x` as a float32 matrix [m, n] over its largest magnitude, and that: squares of it stay in range.
+
+    The zero tensor's magnitude is 0; one that is not finite has a magnitude that is not.
+    """
+    matrix = matricise(x, view)
+    peak = jnp.max(jnp.abs(matrix))
+    # Once in memory and not anew in every product that reads it.
+    return jax.lax.optimization_barrier(matrix / jnp.where(peak > 0, peak, 1.0)), peak
+
+
+def problem(view: object, shape: Shape, components: Shape) -> str | None:
+    """Returns what is wrong with a view and a number of components that a frame's own header claims, or None.
+
+    Args:
+        view: claimed.
+        shape: the cut tensor's, already checked.
+        components: shape of the array with one entry a component.
+    """
+    if len(shape) not in VIEWS or view not in VIEWS[len(shape)]:
+        return f"its shape {shape} has no view {view!r}"
+    most = min(matrix_shape(str(view), shape))
+    if len(components) != 1 or not 1 <= components[0] <= most:
+        return f"its scale has shape {components}; allowed: (1,) to ({most},)"
+    return None
 
 
 def _axes(view: str, shape: Shape) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -21,4 +21,4 @@ def ef21_top_k(*, k: int | None = None) -> Compressor:
     Raises:
         InputError: `k` below 1.
     """
-    return ef21(sparse(lambda x, _k, _side: jnp.abs(x), k)._replace(support=None))
+    return ef21(sparse(lambda x, _k, _side: jnp.abs(x), k))

@@ -21,7 +21,7 @@ from nscjax.compress.base import Compressor
 from nscjax.types import Array, Shape
 
 SAMPLE = 1 << 14
-"""Subvectors that K-means is run on."""
+"""About how many subvectors K-means is run on: evenly spaced ones, all where there are not more."""
 
 CHUNKS = 16
 """Distances of all subvectors to all centroids are computed in so many pieces: at once they would not fit a cache."""
@@ -78,7 +78,8 @@ def fedlite(
     check.count("subvector", subvector, 1)
     check.count("iterations", iterations, 1)
     check.at_least("weight", weight, 0)
-    most = check.one_of("bits", bits, range(1, 17)) if bits else check.one_of("most_bits", most_bits, range(1, 17))
+    name, given = ("most_bits", most_bits) if bits is None else ("bits", bits)
+    most = check.one_of(name, given, range(1, 17))
 
     def init(key, spec):
         del key

@@ -44,14 +44,8 @@ class Factors:
 
     def problem(self, max_bytes: int) -> str | None:
         """Returns what is wrong with a payload read from a frame's own header, or None."""
-        if problem := layout.tensor_problem(self, max_bytes):
-            return problem
-        if len(self.shape) not in views.VIEWS or self.view not in views.VIEWS[len(self.shape)]:
-            return f"its shape {self.shape} has no view {self.view!r}"
-        most = min(views.matrix_shape(self.view, self.shape))
-        if len(self.scale.shape) != 1 or not 1 <= self.scale.shape[0] <= most:
-            return f"its scale has shape {self.scale.shape}; allowed: (1,) to ({most},)"
-        return layout.arrays_problem(self, _empty(layout.tensor_spec(self), self.view, self.scale.shape[0]))
+        problem = layout.tensor_problem(self, max_bytes) or views.problem(self.view, self.shape, self.scale.shape)
+        return problem or layout.arrays_problem(self, _empty(layout.tensor_spec(self), self.view, self.scale.shape[0]))
 
 
 def powersgd(
@@ -76,9 +70,7 @@ def powersgd(
 
     def compress(x, right, side):
         template = _empty(x, view, top)
-        matrix = views.matricise(x, template.view)
-        peak = jnp.max(jnp.abs(matrix))
-        matrix = matrix / jnp.where(peak > 0, peak, 1.0)
+        matrix, peak = views.normalised(x, template.view)
         affordable = layout.affordable_rank(template, side.budget_bytes)
         left = jnp.linalg.qr(linalg.product(matrix, right.T))[0].T
         image = linalg.product(left, matrix)

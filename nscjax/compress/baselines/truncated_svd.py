@@ -45,5 +45,13 @@ def truncated_svd(
         return ()
 
     return factorised(
-        init, find, carry, ranks.fixed(top), max_rank=top, factor_bits=factor_bits, view=view, refits=0, shares=False
+        init,
+        find,
+        carry,
+        ranks.fixed(top),
+        max_rank=top,
+        factor_bits=factor_bits,
+        view=view,
+        compensates=False,
+        shares=False,
     )

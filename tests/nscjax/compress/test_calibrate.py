@@ -70,3 +70,8 @@ def test_reachable_rank_loses_nothing_where_every_component_has_its_own_bits():
 def test_reachable_rank_is_no_more_than_the_matrix_has():
     struct = jax.ShapeDtypeStruct((3, 20), jnp.float32)
     assert compress.reachable_rank(compress.nsc_sl(), struct, np.iinfo(np.int32).max) == 3
+
+
+def test_the_rank_of_a_method_without_one_is_refused():
+    with pytest.raises(check.InputError, match="payload of the compressor is 'Dense'"):
+        compress.reachable_rank(compress.identity(), jax.ShapeDtypeStruct((8, 9), jnp.float32), 1000)

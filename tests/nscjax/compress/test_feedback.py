@@ -185,3 +185,21 @@ def test_an_unknown_feedback_is_refused():
         compress.with_feedback(COARSE, "per_step")
     allowed = "'none', 'across_steps', 'per_sample'"
     assert str(caught.value) == f"feedback is 'per_step'; allowed: {allowed}. Did you mean 'per_sample'?"
+
+
+@pytest.mark.parametrize("wrapper", [compress.error_feedback, compress.ef21, lambda c: compress.delta(c, NUM_SAMPLES)])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_one_message_that_is_not_finite_spoils_none_that_follow(wrapper, value):
+    x = normal((len(IDS), 5))
+    tensors = [x, x.at[1, 2].set(value), x, x]
+    compressor = wrapper(ROUND)
+    enc, dec = compressor.init(jax.random.key(1), spec(x))
+    for x, info in zip(tensors, sides(4, ids=IDS), strict=True):
+        payload, enc = compressor.compress(x, enc, info)  # a frame refuses it, a fused step does not
+        x_hat, dec = compressor.decompress(payload, dec, info)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((enc, dec)))
+    assert np.all(np.isfinite(x_hat))
+
+
+def test_a_change_has_no_support_for_the_gradient():
+    assert compress.ef21(compress.METHODS["top_k"]()).support is None

@@ -82,11 +82,31 @@ def test_a_zero_gradient_is_a_message_and_the_answer_to_nothing_is_none():
     assert downlink(GRAD, empty)[1].rank == 0
 
 
-def test_a_zero_tensor_fixes_no_direction():
+def test_a_zero_tensor_still_hears_of_its_gradient():
+    """Or a client whose units have all died could never learn again."""
     _, up_payload = uplink(jnp.zeros(SHAPE))
-    grad_hat, payload, _ = downlink(GRAD, up_payload)
-    assert payload.rank == 0
-    assert not np.any(grad_hat)
+    grad_hat, payload, _ = downlink(1.0 + GRAD, up_payload)
+    assert payload.rank > 0
+    assert distortion(1.0 + GRAD, grad_hat) < 0.1
+
+
+def test_the_basis_is_orthonormal_and_spans_what_crossed():
+    x_hat, up_payload = uplink(X)
+    basis = np.asarray(compress.Duplex(up=UP, down=UP).side_down(up_payload, side()).support.basis, np.float64)
+    np.testing.assert_allclose(basis @ basis.T, np.eye(6), atol=1e-3)
+    assert distortion(x_hat, basis.T @ basis @ np.asarray(x_hat)) < 1e-5
+
+
+@pytest.mark.parametrize(("max_rank", "energy"), [(2, 1.0), (6, 0.1), (6, 1.0)])
+def test_the_downlinks_own_rank_and_energy_apply(max_rank, energy):
+    """The components with the most of the gradient are sent, wherever they stand."""
+    _, up_payload = uplink(X)
+    _, payload, info = downlink(GRAD, up_payload, down=compress.nsc_sl(max_rank=max_rank, energy=energy))
+    is_sent = np.asarray(payload.bits) > 0
+    energies = np.sum((np.asarray(info.support.basis) @ np.asarray(GRAD)) ** 2, axis=1)
+    shares = np.cumsum(np.sort(energies)[::-1]) / np.sum(np.asarray(GRAD) ** 2)
+    assert is_sent.sum() == min(max_rank, 1 + np.sum(shares[:-1] < energy))
+    assert energies[is_sent].min() >= energies[~is_sent].max(initial=0.0)
 
 
 def test_another_view_has_a_basis_of_its_own():
