@@ -70,5 +70,5 @@ def test_energy_out_of_range_is_refused(energy):
 
 
 def test_fixed_rank_below_1_is_refused():
-    with pytest.raises(check.InputError, match="rank is 0; allowed: a number >= 1"):
+    with pytest.raises(check.InputError, match="rank is 0; allowed: a whole number >= 1"):
         rank.fixed(0)
