@@ -1,8 +1,8 @@
-# make .venv | demo | test | lint | bench
+# make .venv | demo | test | lint | certs | bench
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: .venv demo test lint bench
+.PHONY: .venv demo test lint certs bench
 
 .venv: .venv/installed
 
@@ -17,6 +17,16 @@ BIN := .venv/bin
 
 demo: .venv
 	$(BIN)/python train/main.py --config configs/quickstart.toml --run_dir runs/quickstart --overwrite true
+
+.venv/installed-remote: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[remote]'
+	touch $@
+
+# HOSTS: names and addresses by which the client finds the server, as in make certs HOSTS="gpu.example.org 10.0.0.5"
+HOSTS ?= localhost 127.0.0.1 ::1
+
+certs: .venv/installed-remote
+	$(BIN)/python -m nscjax.remote.certs certs --hosts $(HOSTS)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

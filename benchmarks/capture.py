@@ -18,6 +18,7 @@ from nscjax.types import Array
 from train import config as configs
 from train import data
 from train import state as states
+from train import step as train_step
 from train.data.batches import epoch_key, epoch_order, take_batch
 from train.setup import crossing, initial_mbps, network, set_up
 
@@ -56,7 +57,7 @@ def capture(config: configs.Config, steps: list[int], messages: int) -> dict[str
         return setup.inputs.augment(jax.random.fold_in(setup.key, step), x_batch), y_batch, ids
 
     inputs = setup.inputs._replace(is_augmented=False)  # done above: what is captured is what is trained on
-    advance = jax.jit(lambda state, *batch: states.train_step(setup._replace(inputs=inputs), state, *batch)[0])
+    parts = train_step.programs(setup._replace(inputs=inputs))
     cross = jax.jit(lambda client, server, x, y: crossing(model, inputs, client, server, x, y))
     found: dict[str, list[np.ndarray]] = {f"{way}_{step}": [] for step in steps for way in ("up", "down")}
     for step in track(range(max(steps) + messages), "training"):
@@ -68,7 +69,7 @@ def capture(config: configs.Config, steps: list[int], messages: int) -> dict[str
                 halves = (state.client.params, state.client.state), (state.server.params, state.server.state)
                 for way, tensor in zip(("up", "down"), cross(*halves, x_batch, y_batch)):
                     found[f"{way}_{first}"].append(np.asarray(tensor))
-        state = advance(state, x_batch, y_batch, ids)
+        state, _ = train_step.train_step(parts, state, x_batch, y_batch, ids)
     return {name: np.stack(tensors) for name, tensors in found.items()}
 
 

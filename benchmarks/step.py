@@ -25,6 +25,7 @@ from nscjax import measure, models
 from train import config as configs
 from train import optimise
 from train import state as states
+from train import step as steps
 from train.data import Dataset
 from train.data.batches import augment, take_batch
 from train.setup import architecture_of, initial_mbps, network, set_up
@@ -41,21 +42,41 @@ def made_data(shape: tuple[int, ...], num_classes: int) -> Dataset:
     return Dataset("cifar10", x, y, x, y, num_classes, channels, channels, tuple(map(str, range(num_classes))))
 
 
-def split_step(config: configs.Config, dataset: Dataset) -> tuple[Callable, Any, Any, jax.ShapeDtypeStruct]:
-    """Returns (jitted step, its state, compiled step, spec of a cut tensor) of the trainer's fused step."""
+def split_step(config: configs.Config, dataset: Dataset) -> tuple[Callable, Any, int, jax.ShapeDtypeStruct]:
+    """Returns (step, its state, temporary bytes, spec of a cut tensor) of the trainer's step, both parties here."""
     model, client, server = network(config, dataset)
     setup, spec, _ = set_up(config, dataset, model, client, server, 1000, None)
     state = states.init(setup, spec, client, server, initial_mbps(config))
+    parts, batch_size = steps.programs(setup), config.train.batch_size
+    x, y, order = _arrays(dataset)
+    take = jax.jit(lambda step: take_batch(x, y, order, step % (NUM_TRAIN // batch_size), batch_size))
 
-    def step(state, x, y, order):
-        batch = take_batch(x, y, order, state.step % (NUM_TRAIN // config.train.batch_size), config.train.batch_size)
-        return states.train_step(setup, state, *batch)
+    def step(state):
+        return steps.train_step(parts, state, *take(state.step))
 
-    return (*_compiled(step, state, dataset), spec)
+    return step, state, _temporary_bytes(parts, state, take(state.step)), spec
 
 
-def plain_step(config: configs.Config, dataset: Dataset) -> tuple[Callable, Any, Any]:
-    """Returns (jitted step, its state, compiled step) of the same network trained by a plain loop with no cut."""
+def _temporary_bytes(parts: steps.Programs, state: states.TrainState, batch: tuple) -> int:
+    """Returns the most bytes that a step has in use beside the states: within its programs, and between them."""
+    (x, y, ids), (up, down) = batch, parts.budgets(state.link)
+
+    def sizes(program: Any, *arguments: Any) -> tuple[int, int]:
+        used = program.lower(*arguments).compile().memory_analysis()
+        return used.temp_size_in_bytes, used.output_size_in_bytes
+
+    sent_arguments = state.client, state.step, x, ids, up
+    send, sent = sizes(parts.send, *sent_arguments)
+    payload, pending, client = parts.send(*sent_arguments)
+    answer_arguments = state.server, state.server_optimiser, state.step, payload, y, ids, up, down
+    answer, answered = sizes(parts.answer, *answer_arguments)
+    reply = parts.answer(*answer_arguments)[0].payload
+    receive, received = sizes(parts.receive, client, state.client_optimiser, state.step, pending, reply, ids, down)
+    return sent + max(send, answered + max(answer, receive + received))
+
+
+def plain_step(config: configs.Config, dataset: Dataset) -> tuple[Callable, Any, int]:
+    """Returns (jitted step, its state, temporary bytes) of the same network trained by a plain loop with no cut."""
     settings = {**architecture_of(config, dataset), "cut": None}
     model = models.build(**settings)
     x_spec = jax.ShapeDtypeStruct((config.train.batch_size, *dataset.x_train.shape[1:]), jnp.float32)
@@ -79,14 +100,14 @@ def plain_step(config: configs.Config, dataset: Dataset) -> tuple[Callable, Any,
         params = optimise.apply(params, directions, rate(number))
         return (params, running, optimiser_state, number + 1), (loss, accuracy)
 
-    return _compiled(step, (params, running, optimiser.init(params), jnp.zeros((), jnp.int32)), dataset)
+    state, arrays = (params, running, optimiser.init(params), jnp.zeros((), jnp.int32)), _arrays(dataset)
+    compiled = jax.jit(step, donate_argnums=0).lower(state, *arrays).compile()
+    return (lambda state: compiled(state, *arrays)), state, compiled.memory_analysis().temp_size_in_bytes
 
 
-def _compiled(step: Callable, state: Any, dataset: Dataset) -> tuple[Callable, Any, Any]:
-    jitted = jax.jit(step, donate_argnums=0)
-    arrays = jnp.asarray(dataset.x_train), jnp.asarray(dataset.y_train), jnp.arange(NUM_TRAIN, dtype=jnp.int32)
-    compiled = jitted.lower(state, *arrays).compile()
-    return (lambda state: compiled(state, *arrays)), state, compiled
+def _arrays(dataset: Dataset) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the training images and labels, and an order of them."""
+    return jnp.asarray(dataset.x_train), jnp.asarray(dataset.y_train), jnp.arange(NUM_TRAIN, dtype=jnp.int32)
 
 
 def main() -> None:
@@ -99,14 +120,14 @@ def main() -> None:
     dataset = made_data((32, 32, 3), 10)
     alone = dataclasses.replace(configs.DirectionConfig(), method="identity")
     uncompressed = dataclasses.replace(config, compress=configs.CompressConfig(alone, alone))
-    steps, states_, compiled = {}, {}, {}
-    steps["plain"], states_["plain"], compiled["plain"] = plain_step(config, dataset)
-    steps["identity"], states_["identity"], compiled["identity"], spec = split_step(uncompressed, dataset)
-    steps["nsc_sl"], states_["nsc_sl"], compiled["nsc_sl"], spec = split_step(config, dataset)
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    run, states_, num_bytes = {}, {}, {}
+    run["plain"], states_["plain"], num_bytes["plain"] = plain_step(config, dataset)
+    run["identity"], states_["identity"], num_bytes["identity"], spec = split_step(uncompressed, dataset)
+    run["nsc_sl"], states_["nsc_sl"], num_bytes["nsc_sl"], spec = split_step(config, dataset)
+    seconds: dict[str, list[float]] = {name: [] for name in run}
     with threadpool_limits(limits=1, user_api="blas"):  # as the trainer does
         for _ in range(options.rounds):
-            for name, step in steps.items():
+            for name, step in run.items():
                 started = time.perf_counter()
                 states_[name], out = step(states_[name])
                 jax.block_until_ready(out)
@@ -117,7 +138,7 @@ def main() -> None:
         return statistics.median(a / b for a, b in zip(warm[name], warm[rival]))
 
     def megabytes(name: str) -> float:
-        return compiled[name].memory_analysis().temp_size_in_bytes / 1e6
+        return num_bytes[name] / 1e6
 
     cut_megabytes = measure.raw_bytes(spec.shape) / 1e6
     rows = {
@@ -126,7 +147,7 @@ def main() -> None:
         "median_seconds": {name: statistics.median(times) for name, times in warm.items()},
         "identity_over_plain": ratio("identity", "plain"),
         "nsc_sl_over_identity": ratio("nsc_sl", "identity"),
-        "temporary_megabytes": {name: megabytes(name) for name in steps},
+        "temporary_megabytes": {name: megabytes(name) for name in run},
         "nsc_sl_over_identity_in_cut_tensors": (megabytes("nsc_sl") - megabytes("identity")) / cut_megabytes,
     }
     for name, value in rows.items():

@@ -11,7 +11,6 @@ from nscjax import check, compress, measure
 from nscjax.compress import Compressor
 from nscjax.compress import view as views
 from nscjax.layout import MAX_BYTES
-from nscjax.types import Array
 from train.config import DirectionConfig
 
 
@@ -53,8 +52,10 @@ def cap_bytes(config: DirectionConfig, spec: jax.ShapeDtypeStruct) -> int:
     return min(math.floor(measure.raw_bytes(spec.shape) / config.ratio), MAX_BYTES)
 
 
-def choose_view(name: str, config: DirectionConfig, example: Array, budget_bytes: int) -> str:
+def choose_view(name: str, config: DirectionConfig, example: Any, budget_bytes: int) -> str:
     """Returns the view to use in the direction `name`: the config's, or the one with the least distortion on `example`.
+
+    A `jax.ShapeDtypeStruct` of a cut tensor will do for `example` where nothing is calibrated.
 
     Raises:
         InputError: a cut tensor of this shape has no such view.

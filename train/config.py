@@ -201,6 +201,27 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RemoteConfig:
+    """Two parties over a network; counts with `role` `server` and `client` alone.
+
+    Attributes:
+        address: where the server listens and the client finds it, `host:port`.
+        certs: folder of the certificates that `make certs` makes.
+        plain_text: no encryption and no certificates; on loopback alone.
+        timeout_s: seconds that one attempt to get an answer may take, above 0; the first step compiles.
+        patience_s: seconds after which a client gives up a server that does not answer, at least 0.
+        eval_uncompressed: also send the cut as it is in evaluations, for the accuracy with the cut left alone.
+    """
+
+    address: str = "127.0.0.1:50551"
+    certs: str = "certs"
+    plain_text: bool = False
+    timeout_s: float = 120.0
+    patience_s: float = 300.0
+    eval_uncompressed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """One run.
 
@@ -208,11 +229,12 @@ class Config:
         seed: of everything random, in [0, 2**32).
         run_dir: folder that the run writes; by default `runs/NAME` of the config file.
         overwrite: replace what an earlier run left in `run_dir`.
-        role: which party this process is; so far only `local`, both in one.
+        role: which party this process is: `local` (both), `server` or `client`.
         data: what is learned from.
         model: the network and where it is cut.
         compress: how the cut is compressed.
         link: the simulated link.
+        remote: how two parties meet.
         train: how both halves are trained.
 
     Raises:
@@ -227,6 +249,7 @@ class Config:
     model: ModelConfig = ModelConfig()
     compress: CompressConfig = CompressConfig()
     link: LinkConfig = LinkConfig()
+    remote: RemoteConfig = RemoteConfig()
     train: TrainConfig = TrainConfig()
 
     def __post_init__(self) -> None:
@@ -245,7 +268,25 @@ class Config:
                 remedy = f"Leave one of the two out (on the command line: --link.{rival} null)."
                 raise check.error(f"link.{name}", value, f"nothing beside link.{rival}", remedy)
         if self.role != "local":
-            raise check.error("role", self.role, "'local'", "Two parties over a network are not built yet.")
+            self._require_remote()
+
+    def _require_remote(self) -> None:
+        """Raises an `InputError` for what two parties cannot do."""
+        simulated = {
+            name: getattr(self.link, name) for name in ("up_mbps", "down_mbps", "trace", "up_trace", "down_trace")
+        }
+        for name, value in (simulated | {"deadline_s": self.link.deadline_s}).items():
+            if value is not None:
+                remedy = f"The link is a real one (on the command line: --link.{name} null)."
+                raise check.error(f"link.{name}", value, f"nothing with role {self.role!r}", remedy)
+        for way, direction in (("up", self.compress.up), ("down", self.compress.down)):
+            if direction.view == "calibrate":
+                remedy = "It needs both halves in one process: calibrate in a local run, and give what it found."
+                raise check.error(
+                    f"compress.{way}.view", "calibrate", f"'auto' or a view's name with role {self.role!r}", remedy
+                )
+        if self.data.stream:
+            raise check.error("data.stream", True, f"false with role {self.role!r}")
 
 
 class Loaded(NamedTuple):
@@ -263,6 +304,7 @@ _SECTIONS = {
     "compress.up": DirectionConfig,
     "compress.down": DirectionConfig,
     "link": LinkConfig,
+    "remote": RemoteConfig,
     "train": TrainConfig,
 }
 _TYPES: Mapping[str, Any] = {  # of every dotted key
@@ -289,7 +331,8 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ("a number in [0, 1e9]", lambda value: 0 <= value <= 1e9, ("latency_ms", "client_step_s", "server_step_s")),
     ("a number in [0, 1e9]", lambda value: 0 <= value <= 1e9, ("weight_decay", "weight")),
     ("a number in [1e-6, 1e9]", lambda value: 1e-6 <= value <= 1e9, ("up_mbps", "down_mbps", "initial_mbps")),
-    ("a number in (0, 1e9]", lambda value: 0 < value <= 1e9, ("deadline_s",)),
+    ("a number in (0, 1e9]", lambda value: 0 < value <= 1e9, ("deadline_s", "timeout_s")),
+    ("a number in [0, 1e9]", lambda value: 0 <= value <= 1e9, ("patience_s",)),
     ("a number in (0, 1e30]", lambda value: 0 < value <= 1e30, ("learning_rate",)),
 )
 _RIVALS = (
@@ -351,17 +394,21 @@ def from_toml(source: str | Path) -> Config:
 def fingerprint(config: Config) -> str:
     """Returns the SHA-256 hex digest of every value that counts: not where and how a run is made, but what it is.
 
-    `role`, `run_dir`, `overwrite`, `data.download` and `train.resume` do not count.
+    `role`, `run_dir`, `overwrite`, `remote`, `data.download` and `train.resume` do not count.
     """
     values = _flatten(dataclasses.asdict(config))
-    hashed = {key: value for key, value in values.items() if key not in _NOT_HASHED}
+    hashed = {key: value for key, value in values.items() if _counts(key)}
     return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
 
 def differing_keys(one: Config, other: Config) -> tuple[str, ...]:
     """Returns the dotted keys of all values that count for `fingerprint` and differ between two configs."""
     ones, others = _flatten(dataclasses.asdict(one)), _flatten(dataclasses.asdict(other))
-    return tuple(key for key in ones if key not in _NOT_HASHED and ones[key] != others[key])
+    return tuple(key for key in ones if _counts(key) and ones[key] != others[key])
+
+
+def _counts(key: str) -> bool:
+    return key not in _NOT_HASHED and not key.startswith("remote.")
 
 
 def unused_keys(explicit: Iterable[str], direction: str, used: Iterable[str]) -> tuple[str, ...]:

@@ -1,6 +1,5 @@
 """Evaluation: the test set through the network with the cut compressed and with it left alone."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import numpy as np
 import optax
 
 from nscjax.compress import SideInfo
-from nscjax.types import Array, PyTree
+from nscjax.types import Array
 from train import state as states
 from train.data.batches import eval_batch, num_eval_steps
 
@@ -31,22 +30,27 @@ class Sums(NamedTuple):
     right_uncompressed: Array
 
 
-class Carry(NamedTuple):
-    """What one batch of an evaluation leaves to the next: the uplink's states, a copy of the run's, and the sums."""
+class Parts(NamedTuple):
+    """An evaluation's programs: the client presents a batch, the server grades it.
 
-    enc: PyTree
-    dec: PyTree
-    sums: Sums
+    Attributes:
+        present: `(client, sender state, x [N, ...], batch) -> (payload, sender state, the cut as it is, frame bytes)`.
+        grade: `(server, receiver state, sums, payload, the cut as it is or None, labels [B], mask [B], batch) ->
+            (receiver state, sums)`.
+    """
+
+    present: Callable
+    grade: Callable
 
 
 def evaluate(
-    eval_step: Callable, state: states.TrainState, x: Array, y: Array, batch_size: int, num_classes: int,
+    parts: Parts, state: states.TrainState, x: Array, y: Array, batch_size: int, num_classes: int,
     progress: Callable[[int, int], Any] = lambda _done, _total: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Returns the fields of an evaluation: loss, accuracy, balanced_accuracy, accuracy_uncompressed, eval_up_bytes.
 
     Args:
-        eval_step: `make_step` of the run.
+        parts: `make_parts` of the run.
         state: the run's, which stays as it is: its compressors' states are copied and the copies discarded.
         x: test inputs [N, ...].
         y: their labels, int32 [N].
@@ -54,56 +58,79 @@ def evaluate(
         num_classes: K.
         progress: called with (batches done, batches in all).
     """
-    zero = jnp.zeros(num_classes, jnp.int32)
-    sums = Sums(jnp.zeros(()), zero, zero, jnp.zeros((), jnp.int32))
-    carry = jax.tree.map(jnp.copy, Carry(state.client.up, state.server.up, sums))
+    enc, dec, sums = state.client.up, state.server.up, no_sums(num_classes)
     num_batches = num_eval_steps(len(x), batch_size)
-    num_bytes = []
+    num_bytes, all_labels = [], np.asarray(y)
     for batch in range(num_batches):
-        carry, frame_bytes = eval_step(state.client, state.server, carry, x, y, batch)
+        number = np.int32(batch)
+        payload, enc, smashed, frame_bytes = parts.present(state.client, enc, x, number)
+        labels, mask = labels_of(all_labels, batch, batch_size)
+        dec, sums = parts.grade(state.server, dec, sums, payload, smashed, labels, mask, number)
         num_bytes.append(frame_bytes)
         progress(batch + 1, num_batches)
-    sums = jax.device_get(carry.sums)
+    eval_up_bytes = sum(int(frame_bytes) for frame_bytes in jax.device_get(num_bytes))
+    return scores(sums, len(x)) | {"eval_up_bytes": eval_up_bytes}
+
+
+def labels_of(y: np.ndarray, batch: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns labels and mask of a batch of `train.data.batches.eval_batch`."""
+    ids = batch * batch_size + np.arange(batch_size)
+    return y[ids % len(y)], ids < len(y)
+
+
+def no_sums(num_classes: int) -> Sums:
+    """Returns the sums over no samples."""
+    zero = jnp.zeros(num_classes, jnp.int32)
+    return Sums(jnp.zeros(()), zero, zero, jnp.zeros((), jnp.int32))
+
+
+def scores(sums: Sums, num_samples: int) -> dict[str, Any]:
+    """Returns what the sums over all test samples say."""
+    sums = jax.device_get(sums)
     present = sums.seen > 0
     return {
-        "loss": float(sums.loss / len(x)),
-        "accuracy": float(sums.right.sum() / len(x)),
+        "loss": float(sums.loss / num_samples),
+        "accuracy": float(sums.right.sum() / num_samples),
         "balanced_accuracy": float(np.mean(sums.right[present] / sums.seen[present])),
-        "accuracy_uncompressed": float(sums.right_uncompressed / len(x)),
-        "eval_up_bytes": sum(int(frame_bytes) for frame_bytes in jax.device_get(num_bytes)),
+        "accuracy_uncompressed": float(sums.right_uncompressed / num_samples),
     }
 
 
-def make_step(setup: states.Setup, batch_size: int, num_classes: int) -> Callable:
-    """Returns the jitted function of one test batch: (client, server, carry, x, y, batch) -> (carry, frame bytes).
+def make_parts(setup: states.Setup, batch_size: int, num_classes: int) -> Parts:
+    """Returns the programs of an evaluation; each party's own, as in training (`train.step`)."""
 
-    The carry that is passed in is used up.
-    """
-
-    @functools.partial(jax.jit, donate_argnums=2)
-    def step(client, server, carry, x, y, batch):
-        x, y, mask = eval_batch(x, y, batch, batch_size)
-        side = SideInfo(
+    def side_of(batch):
+        return SideInfo(
             key=jax.random.fold_in(states.key_of(setup.key, "evaluation"), batch),
             budget_bytes=setup.caps[0],
             # Test samples are in no cache of per-sample feedback.
             sample_ids=jnp.full(batch_size, -1, jnp.int32),
         )
+
+    @jax.jit
+    def present(client, enc, x, batch):
+        x, *_ = eval_batch(x, x, batch, batch_size)
         smashed, _ = setup.model.client(client.params, client.state, setup.inputs.normalise(x), False)
-        payload, enc = setup.duplex.up.compress(smashed, carry.enc, side)
-        smashed_hat, dec = setup.duplex.up.decompress(payload, carry.dec, side)
+        payload, enc = setup.duplex.up.compress(smashed, enc, side_of(batch))
+        return payload, enc, smashed, setup.duplex.up.num_bytes(payload)
+
+    @jax.jit
+    def grade(server, dec, sums, payload, smashed, y, mask, batch):
+        smashed_hat, dec = setup.duplex.up.decompress(payload, dec, side_of(batch))
         logits, _ = setup.model.server(server.params, server.state, smashed_hat, False)
-        logits_uncompressed, _ = setup.model.server(server.params, server.state, smashed, False)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
         is_right = mask & (jnp.argmax(logits, axis=-1) == y)
+        right_uncompressed = sums.right_uncompressed
+        if smashed is not None:
+            logits_uncompressed, _ = setup.model.server(server.params, server.state, smashed, False)
+            is_right_uncompressed = mask & (jnp.argmax(logits_uncompressed, axis=-1) == y)
+            right_uncompressed += jnp.sum(is_right_uncompressed, dtype=jnp.int32)
         by_class = jax.nn.one_hot(y, num_classes, dtype=jnp.int32)
-        sums = Sums(
-            loss=carry.sums.loss + jnp.sum(jnp.where(mask, losses, 0.0)),
-            right=carry.sums.right + is_right.astype(jnp.int32) @ by_class,
-            seen=carry.sums.seen + mask.astype(jnp.int32) @ by_class,
-            right_uncompressed=carry.sums.right_uncompressed
-            + jnp.sum(mask & (jnp.argmax(logits_uncompressed, axis=-1) == y), dtype=jnp.int32),
+        return dec, Sums(
+            loss=sums.loss + jnp.sum(jnp.where(mask, losses, 0.0)),
+            right=sums.right + is_right.astype(jnp.int32) @ by_class,
+            seen=sums.seen + mask.astype(jnp.int32) @ by_class,
+            right_uncompressed=right_uncompressed,
         )
-        return Carry(enc, dec, sums), setup.duplex.up.num_bytes(payload)
 
-    return step
+    return Parts(present, grade)

@@ -26,6 +26,7 @@ from nscjax.types import Array
 from train import checkpoint, compression, evaluate, journal, report, run_folder
 from train import config as configs
 from train import state as states
+from train import step as steps
 from train.config import Config
 from train.data import Dataset, load
 from train.data.batches import epoch_key, epoch_order, take_batch
@@ -250,9 +251,9 @@ def _scorer(
 ) -> Callable[[states.TrainState], dict[str, Any]]:
     """Returns the function that evaluates a state on the test set."""
     x, y = jnp.asarray(dataset.x_test), jnp.asarray(dataset.y_test)
-    step = evaluate.make_step(setup, config.train.batch_size, dataset.num_classes)
+    parts = evaluate.make_parts(setup, config.train.batch_size, dataset.num_classes)
     return functools.partial(
-        evaluate.evaluate, step, x=x, y=y, batch_size=config.train.batch_size, num_classes=dataset.num_classes,
+        evaluate.evaluate, parts, x=x, y=y, batch_size=config.train.batch_size, num_classes=dataset.num_classes,
         progress=terminal.evaluating,
     )  # fmt: skip
 
@@ -269,18 +270,16 @@ def _advance_on_device(setup: states.Setup, config: Config, dataset: Dataset, st
     order_of = jax.jit(lambda epoch: epoch_order(epoch_key(config.seed, epoch), len(x)))
     order: dict[int, Array] = {}
 
-    def step_fn(state, x, y, order):
-        batch = take_batch(x, y, order, state.step % steps_per_epoch, config.train.batch_size)
-        return states.train_step(setup, state, *batch)
-
-    jitted = jax.jit(step_fn, donate_argnums=0)
+    take = jax.jit(functools.partial(take_batch, batch_size=config.train.batch_size))
+    parts = steps.programs(setup)
 
     def advance(state, step):
         epoch = step // steps_per_epoch
         if epoch not in order:
             order.clear()
             order[epoch] = order_of(epoch)
-        return jitted(state, x, y, order[epoch])
+        batch = take(x, y, order[epoch], np.int32(step % steps_per_epoch))
+        return steps.train_step(parts, state, *batch)
 
     return advance
 
@@ -294,8 +293,8 @@ def _advance_streamed(
         dataset.x_train, dataset.y_train, seed=config.seed, batch_size=config.train.batch_size,
         num_steps=num_steps, start_step=start_step,
     )  # fmt: skip
-    jitted = jax.jit(lambda state, *batch: states.train_step(setup, state, *batch), donate_argnums=0)
-    return lambda state, _step: jitted(state, *next(batches))
+    parts = steps.programs(setup)
+    return lambda state, _step: steps.train_step(parts, state, *map(jnp.asarray, next(batches)))
 
 
 def _inputs_of(inputs: states.Inputs, dataset: Dataset) -> dict[str, Any]:

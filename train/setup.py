@@ -20,17 +20,32 @@ from train.data import Dataset, can_flip
 from train.data.batches import epoch_key, epoch_order
 
 
-def network(config: Config, dataset: Dataset) -> tuple[split.SplitModel, Half, Half]:
-    """Returns the network that the config names, for the data's images and classes, and both halves' first values."""
+def network(config: Config, dataset: Dataset, own: str | None = None) -> tuple[split.SplitModel, Half, Half]:
+    """Returns the network that the config names, for the data's images and classes, and both halves' first values.
+
+    Args:
+        config: of the run.
+        dataset: whose shapes and classes count.
+        own: "client" or "server" for one party: of the other half there are `jax.ShapeDtypeStruct`s alone.
+
+    Raises:
+        InputError: config and data do not fit together.
+    """
     batch_shape = (config.train.batch_size, *dataset.x_train.shape[1:])
     architecture = architecture_of(config, dataset)
     key = states.key_of(jax.random.key(config.seed), "network")
     x_spec = jax.ShapeDtypeStruct(batch_shape, jnp.float32)
     # In one jit: hundreds of small programs otherwise; not optimised, for compiling takes longer than it could save.
     quick = {"xla_backend_optimization_level": 0}
-    init = jax.jit(lambda key: models.init(key=key, x_spec=x_spec, **architecture), compiler_options=quick)
+
+    def init(key):
+        return dict(zip(("client", "server"), models.init(key=key, x_spec=x_spec, **architecture)))
+
     try:
-        client, server = init(key)
+        halves = jax.eval_shape(init, key)
+        made = jax.jit(lambda key: {name: half for name, half in init(key).items() if own in (None, name)},
+                       compiler_options=quick)(key)  # fmt: skip
+        client, server = (halves | made)["client"], (halves | made)["server"]
     except check.InputError as error:
         is_key = str(error).split()[0] in architecture
         raise check.InputError(f"model.{error}" if is_key else str(error)) from None
@@ -60,8 +75,9 @@ def set_up(
         client: (params, running state) of the client's half.
         server: the same of the server's.
         num_steps: of the whole run, for the learning rate's schedule.
-        views: the views by direction if they were chosen before (a resumed run), else None: they are then measured on
-            the first batch, the uplink's on activations, the downlink's on their gradients.
+        views: the views by direction if they were chosen before (a resumed run), else None. A view that is calibrated
+            is measured on the first batch, the uplink's on activations, the downlink's on their gradients; otherwise
+            shapes are all that counts of the halves, and `jax.ShapeDtypeStruct`s will do.
 
     Raises:
         InputError: names, shapes, budgets or traces that do not fit.
@@ -75,10 +91,11 @@ def set_up(
         can_flip=can_flip(dataset.name),
     )
     ids = np.asarray(epoch_order(epoch_key(config.seed, 0), len(dataset.x_train)))[: config.train.batch_size]
-    _check_halves(model, inputs, client, server, dataset.x_train[ids], dataset.num_classes)
-    crossed = crossing(model, inputs, client, server, dataset.x_train[ids], dataset.y_train[ids])
-    examples = dict(zip(("up", "down"), crossed))
-    spec = jax.ShapeDtypeStruct(examples["up"].shape, examples["up"].dtype)
+    spec = _check_halves(model, inputs, client, server, dataset.x_train[ids], dataset.num_classes)
+    examples: dict[str, Any] = dict.fromkeys(("up", "down"), spec)
+    if views is None and "calibrate" in (config.compress.up.view, config.compress.down.view):
+        crossed = crossing(model, inputs, client, server, dataset.x_train[ids], dataset.y_train[ids])
+        examples = dict(zip(("up", "down"), crossed))
     link = _link(config)
     directions = {}
     for name, example in examples.items():
@@ -105,8 +122,8 @@ def set_up(
 
 def _check_halves(
     model: split.SplitModel, inputs: states.Inputs, client: Half, server: Half, x: np.ndarray, num_classes: int
-) -> None:
-    """Raises an `InputError` unless one array crosses the cut and gives a number for each sample and class."""
+) -> jax.ShapeDtypeStruct:
+    """Returns what crosses the cut; an `InputError` unless it is one array with a number for each sample and class."""
 
     def forward(client: Half, x: Array) -> Array:
         return model.client(*client, inputs.normalise(x), True)[0]
@@ -125,6 +142,7 @@ def _check_halves(
     if getattr(logits, "shape", None) != (len(x), num_classes):
         found = jax.tree.map(lambda leaf: leaf.shape, logits)
         raise check.error("shape of the server's logits", found, f"{(len(x), num_classes)}: batch, classes")
+    return jax.ShapeDtypeStruct(smashed.shape, smashed.dtype)
 
 
 def crossing(

@@ -1,4 +1,4 @@
-"""What a run carries from step to step, and the step: one jitted function from state to state.
+"""What a run carries from step to step, and what stays the same.
 
 Whatever goes wrong numerically is a value: after a non-finite loss, activation, gradient or parameter the state stays
 as it was before that step, for good, so that the host, which looks one step later, still finds the last good one.
@@ -13,9 +13,8 @@ import optax
 
 from nscjax import link as links
 from nscjax import split
-from nscjax.compress import Duplex, SideInfo
+from nscjax.compress import Duplex
 from nscjax.types import Array, Key, PyTree
-from train import optimise
 from train.data.batches import augment, normalise
 
 TENSORS = (
@@ -166,81 +165,6 @@ def cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
     return loss, jnp.mean(jnp.argmax(logits, axis=-1) == labels)
 
 
-def train_step(setup: Setup, state: TrainState, x: Array, y: Array, sample_ids: Array) -> tuple[TrainState, Metrics]:
-    """Makes one step of split training on one batch; pure, for one jit with `state` donated.
-
-    Args:
-        setup: of the run.
-        state: used up, where donated.
-        x: uint8 images [B, H, W, C], or inputs that are taken as they are.
-        y: int32 labels [B].
-        sample_ids: int32 [B].
-    """
-    step_key = jax.random.fold_in(key_of(setup.key, "steps"), state.step)
-    augment_key, up_key, down_key = jax.random.split(step_key, 3)
-    up_budget, down_budget = _budgets(setup, state.link)
-    step, client, server = split.fused_step(
-        setup.model,
-        setup.duplex,
-        cross_entropy,
-        state.client,
-        state.server,
-        (setup.inputs.normalise(setup.inputs.augment(augment_key, x)), y),
-        SideInfo(up_key, up_budget, sample_ids),
-        SideInfo(down_key, down_budget, sample_ids),
-    )
-    rate = setup.learning_rate(state.step)
-    client_params, client_optimiser = _update(setup, rate, client.params, state.client_optimiser, step.client_grads)
-    server_params, server_optimiser = _update(setup, rate, server.params, state.server_optimiser, step.server_grads)
-    client_stays = step.up.is_skipped | step.down.is_skipped
-    link, up_s, down_s = links.exchange(setup.link, setup.estimator, state.link, step.up.num_bytes, step.down.num_bytes)
-    moved = TrainState(
-        client=client._replace(params=split.select(client_stays, client.params, client_params)),
-        server=server._replace(params=split.select(step.up.is_skipped, server.params, server_params)),
-        client_optimiser=split.select(client_stays, state.client_optimiser, client_optimiser),
-        server_optimiser=split.select(step.up.is_skipped, state.server_optimiser, server_optimiser),
-        link=link,
-        step=state.step + 1,
-        is_sound=state.is_sound,
-    )
-    broken = _first_broken(step, moved)
-    is_sound = state.is_sound & (broken < 0)
-    metrics = Metrics(step.loss, step.metrics, step.up, step.down, up_budget, down_budget, up_s + down_s, broken)
-    return split.select(is_sound, moved, state._replace(is_sound=is_sound)), metrics
-
-
 def key_of(key: Key, purpose: str) -> Key:
     """Returns the key for one of `PURPOSES` from that of the run."""
     return jax.random.fold_in(key, PURPOSES.index(purpose))
-
-
-def _budgets(setup: Setup, link_state: PyTree) -> tuple[Array, Array]:
-    up, down = (jnp.asarray(cap, jnp.int32) for cap in setup.caps)
-    if setup.deadline_s is None:
-        return up, down
-    up_link, down_link = links.budgets(setup.link, setup.estimator, link_state, setup.deadline_s)
-    return jnp.minimum(up, up_link), jnp.minimum(down, down_link)
-
-
-def _update(setup: Setup, rate: Array, params: PyTree, optimiser: PyTree, grads: PyTree) -> tuple[PyTree, PyTree]:
-    directions, optimiser = setup.optimiser.update(grads, optimiser, params)
-    return optimise.apply(params, directions, rate), optimiser
-
-
-def _first_broken(step: split.FusedStep, moved: TrainState) -> Array:
-    """Returns the position in `TENSORS` of the first that is not finite, or -1.
-
-    A message's distortion is finite only if the tensor and what arrived of it are. Of a half its parameters, its
-    running state and its optimiser's state count: they can overflow where every gradient is finite.
-    """
-    client = (moved.client.params, moved.client.state, moved.client_optimiser)
-    server = (moved.server.params, moved.server.state, moved.server_optimiser)
-    checked = (
-        step.up.distortion, step.loss, step.down.distortion, step.client_grads, step.server_grads, client, server
-    )  # fmt: skip
-    is_finite = jnp.stack([_all_finite(tree) for tree in checked])
-    return jnp.where(jnp.all(is_finite), -1, jnp.argmin(is_finite))
-
-
-def _all_finite(tree: PyTree) -> Array:
-    return jnp.all(jnp.stack([jnp.asarray(True), *(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree))]))

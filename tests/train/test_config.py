@@ -244,7 +244,7 @@ def test_an_unknown_key_lists_its_neighbours(file):
     assert "allowed: model.name, model.width, model.cut, model.norm, model.bottleneck." in refusal(
         "--config", file("model.x = 1\n")
     )
-    top = "allowed: seed, run_dir, overwrite, role, data, model, compress, link, train"
+    top = "allowed: seed, run_dir, overwrite, role, data, model, compress, link, remote, train"
     assert top + "." in refusal("--config", file("x = 1\n"))
     assert top + ", config, print_config." in refusal("--config", file(), "--x", "1")
 
@@ -463,9 +463,20 @@ def test_an_exclusion_between_file_and_command_line_is_the_command_lines(file):
 
 
 @pytest.mark.parametrize("role", ["server", "client"])
-def test_only_the_local_role_exists(file, role):
-    expected = f"command line: role is {role!r}; allowed: 'local'. Two parties over a network are not built yet."
-    assert refusal("--config", file(), "--role", role) == expected
+@pytest.mark.parametrize(("key", "word"), [("link.up_mbps", "3"), ("link.trace", "a.csv"), ("link.deadline_s", "1")])
+def test_two_parties_have_a_real_link(file, role, key, word):
+    message = refusal("--config", file(), "--role", role, f"--{key}", word)
+    assert message.startswith(f"command line: {key} is ")
+    assert f"allowed: nothing with role {role!r}. The link is a real one" in message
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_two_parties_cannot_calibrate(file, way):
+    message = refusal("--config", file(), "--role", "client", f"--compress.{way}.view", "calibrate")
+    assert message.startswith(f"command line: compress.{way}.view is 'calibrate'; allowed: 'auto' or a view's name")
+
+
+def test_roles_are_known_by_name(file):
     assert "'local', 'server', 'client'" in refusal("--config", file(), "--role", "serve")
 
 

@@ -17,8 +17,8 @@ FIELDS = ["loss", "accuracy", "balanced_accuracy", "accuracy_uncompressed", "eva
 
 
 def score(setup, state, batch_size, x=X, y=Y, num_classes=3, **more):
-    step = evaluate.make_step(setup, batch_size, num_classes)
-    return evaluate.evaluate(step, state, x, y, batch_size, num_classes, **more)
+    parts = evaluate.make_parts(setup, batch_size, num_classes)
+    return evaluate.evaluate(parts, state, x, y, batch_size, num_classes, **more)
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +91,8 @@ def test_an_evaluation_leaves_the_state_as_it_was_and_repeats(feedback):
     setup = own_setup(up=up)
     state = own_state(setup)
     before = jax.tree.map(lambda leaf: np.array(leaf), state)
-    step = evaluate.make_step(setup, 8, 3)
-    scores = [evaluate.evaluate(step, state, X, Y, 8, 3) for _ in range(2)]
+    parts = evaluate.make_parts(setup, 8, 3)
+    scores = [evaluate.evaluate(parts, state, X, Y, 8, 3) for _ in range(2)]
     assert same_leaves(state, before)
     assert scores[0] == scores[1]
 

@@ -8,6 +8,7 @@ from tests.train.runs import own_dataset, own_model, own_setup, own_state, same_
 from train import optimise
 from train import state as states
 from train.config import TrainConfig
+from train.step import programs, train_step
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -23,7 +24,7 @@ def step_of(setup):
 
     @jax.jit
     def step(state, x, y, caps):
-        return states.train_step(setup._replace(caps=caps), state, x, y, IDS)
+        return train_step(programs(setup._replace(caps=caps)), state, x, y, IDS)
 
     return lambda state, x, y, caps=setup.caps: step(state, x, y, caps)
 
@@ -143,11 +144,11 @@ def test_training_images_are_moved_by_the_key_of_their_step():
     assert losses[True][0] == losses[True][2]
 
 
-def test_donating_the_state_leaves_the_callers_parameters():
+def test_donating_the_state_leaves_the_callers_parameters():  # a state's leaves are all its own
     _, client, server = own_model()
     setup = own_setup()
     state = states.init(setup, jax.ShapeDtypeStruct((8, 6), jnp.float32), client, server, (1.0, 1.0))
-    jax.jit(lambda state: states.train_step(setup, state, X, Y, IDS), donate_argnums=0)(state)
+    jax.jit(lambda state: train_step(programs(setup), state, X, Y, IDS), donate_argnums=0)(state)
     assert same_leaves(client, own_model()[1])
     assert same_leaves(server, own_model()[2])
 

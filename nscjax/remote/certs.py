@@ -1,0 +1,69 @@
+"""Certificates of two parties: a private authority, and one certificate for each.
+
+    python -m nscjax.remote.certs FOLDER [--hosts NAME ...] [--client NAME]
+
+makes what is missing of `ca.pem`, `ca.key`, `server.pem`, `server.key`, `client.pem` and `client.key`, and touches
+nothing that is there. The server's certificate is good for the hosts given; `ca.key` signs more, and stays at home.
+"""
+
+import argparse
+import datetime as dt
+import os
+from pathlib import Path
+
+import trustme
+
+HOSTS = ("localhost", "127.0.0.1", "::1")
+LIFETIME = dt.timedelta(days=730)
+
+
+def make(folder: Path, hosts: tuple[str, ...] = HOSTS, client: str = "client") -> list[Path]:
+    """Makes the certificates that are missing in `folder` and returns their paths; none where all are there.
+
+    Args:
+        folder: where to; made if it is missing.
+        hosts: names and addresses of the server.
+        client: the client's name, by which the server knows it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    expires = dt.datetime.now(dt.UTC) + LIFETIME
+    made: list[Path] = []
+    authority_paths = folder / "ca.pem", folder / "ca.key"
+    if all(path.exists() for path in authority_paths):
+        authority = trustme.CA.from_pem(authority_paths[0].read_bytes(), authority_paths[1].read_bytes())
+    else:
+        authority = trustme.CA(organization_name="nscjax")
+        made += _write(authority_paths, authority.cert_pem.bytes(), authority.private_key_pem.bytes())
+    for party, names, common_name in (("server", hosts, "server"), ("client", (client,), client)):
+        paths = folder / f"{party}.pem", folder / f"{party}.key"
+        # With a new authority the old certificates are worth nothing.
+        if not made and all(path.exists() for path in paths):
+            continue
+        certificate = authority.issue_cert(*names, common_name=common_name, not_after=expires)
+        chain = b"".join(pem.bytes() for pem in certificate.cert_chain_pems)
+        made += _write(paths, chain, certificate.private_key_pem.bytes())
+    return made
+
+
+def _write(paths: tuple[Path, Path], certificate: bytes, key: bytes) -> list[Path]:
+    """Writes a certificate, and its key so that no one else can read it."""
+    paths[0].write_bytes(certificate)
+    paths[1].unlink(missing_ok=True)
+    with os.fdopen(os.open(paths[1], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(key)
+    return list(paths)
+
+
+def main() -> None:
+    """Makes what is missing and says so."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--hosts", nargs="+", default=HOSTS, help="names and addresses of the server")
+    parser.add_argument("--client", default="client", help="the client's name")
+    options = parser.parse_args()
+    made = make(options.folder, tuple(options.hosts), options.client)
+    print("\n".join(f"made {path}" for path in made) or f"{options.folder}: all certificates are there")
+
+
+if __name__ == "__main__":
+    main()

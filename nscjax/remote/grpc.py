@@ -1,0 +1,161 @@
+"""The transport over gRPC: one unary call a message, mutual TLS, the client known by its certificate.
+
+Plain text is for tests and for links that are private already; it is refused on any address but loopback.
+"""
+
+import concurrent.futures
+import ipaddress
+from pathlib import Path
+
+import grpc
+
+from nscjax import check
+from nscjax.remote.transport import Handler, RefusedError, UnreachableError
+
+METHOD = "/nscjax.Split/Call"
+OVERHEAD_BYTES = 1 << 16
+"""Room for the envelope around a frame."""
+
+KEEPALIVE = (
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+RETRYABLE = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.ABORTED,
+)
+
+
+def _options(max_bytes: int) -> list[tuple[str, int]]:
+    limit = max_bytes + OVERHEAD_BYTES
+    return [("grpc.max_receive_message_length", limit), ("grpc.max_send_message_length", limit), *KEEPALIVE]
+
+
+class Client:
+    """A client's way to a server; see `nscjax.remote.transport.Transport`."""
+
+    def __init__(self, address: str, certs: Path | None, max_bytes: int) -> None:
+        """Makes the way; the connection is made by the first call, and anew whenever it has been lost.
+
+        Args:
+            address: "host:port".
+            certs: folder of `ca.pem`, `client.pem` and `client.key`; None for plain text, on loopback alone.
+            max_bytes: the largest frame.
+
+        Raises:
+            InputError: a certificate is missing, or plain text was asked for on another address.
+        """
+        self._address = address
+        options = [
+            *_options(max_bytes),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 5000),
+        ]
+        if certs is None:
+            _require_loopback(address)
+            self._channel = grpc.insecure_channel(address, options)
+        else:
+            authority, certificate, key = _read(certs, "client")
+            credentials = grpc.ssl_channel_credentials(authority, key, certificate)
+            self._channel = grpc.secure_channel(address, credentials, options)
+        self._call = self._channel.unary_unary(METHOD)
+
+    def call(self, request: bytes, timeout_s: float) -> bytes:
+        """Returns the reply, see `nscjax.remote.transport.Transport`."""
+        try:
+            return self._call(request, timeout=timeout_s)
+        except grpc.RpcError as problem:
+            code, details = problem.code(), problem.details()
+            if code in RETRYABLE:
+                raise UnreachableError(f"server at {self._address}: {code.name.lower()}: {details}") from problem
+            raise RefusedError(f"server at {self._address}: {code.name.lower()}: {details}") from problem
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._channel.close()
+
+
+class Server:
+    """Listens and hands every request to a handler, with the name in the client's certificate."""
+
+    def __init__(self, address: str, certs: Path | None, max_bytes: int, handler: Handler, max_calls: int = 4) -> None:
+        """Listens at once.
+
+        Args:
+            address: "host:port"; port 0 takes a free one, see `port`.
+            certs: folder of `ca.pem`, `server.pem` and `server.key`; None for plain text, on loopback alone.
+            max_bytes: the largest frame.
+            handler: of requests; called in threads.
+            max_calls: the most calls at a time.
+
+        Raises:
+            InputError: a certificate is missing, the address is taken or no address, or plain text was asked for.
+        """
+
+        def call(request: bytes, context: grpc.ServicerContext) -> bytes:
+            return handler(request, _name(context))
+
+        method = grpc.unary_unary_rpc_method_handler(call)
+        service = grpc.method_handlers_generic_handler("nscjax.Split", {"Call": method})
+        # More calls at a time than threads are refused: nothing queues without a bound.
+        self._server = grpc.server(
+            concurrent.futures.ThreadPoolExecutor(max_calls),
+            handlers=[service],
+            options=[
+                *_options(max_bytes),
+                ("grpc.so_reuseport", 0),
+                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ],
+            maximum_concurrent_rpcs=max_calls,
+        )
+        try:
+            if certs is None:
+                _require_loopback(address)
+                self.port = self._server.add_insecure_port(address)
+            else:
+                authority, certificate, key = _read(certs, "server")
+                credentials = grpc.ssl_server_credentials([(key, certificate)], authority, require_client_auth=True)
+                self.port = self._server.add_secure_port(address, credentials)
+        except RuntimeError as problem:
+            raise check.error("remote.address", address, "a free address of this machine, host:port") from problem
+        self._server.start()
+
+    def close(self, grace_s: float = 1.0) -> None:
+        """Stops listening; calls under way have `grace_s` seconds."""
+        self._server.stop(grace_s).wait()
+
+
+def _name(context: grpc.ServicerContext) -> str:
+    """Returns the common name in the client's certificate; of plain text, the name of everyone."""
+    names = context.auth_context().get("x509_common_name")
+    return names[0].decode(errors="replace") if names else "client"
+
+
+def _read(certs: Path, party: str) -> tuple[bytes, bytes, bytes]:
+    """Returns (authority, certificate, key) of a party."""
+    paths = [certs / "ca.pem", certs / f"{party}.pem", certs / f"{party}.key"]
+    for path in paths:
+        if not path.is_file():
+            raise check.error(
+                "remote.certs", str(certs), f"a folder with {', '.join(path.name for path in paths)}",
+                f"{path} is missing: `make certs` makes them.",
+            )  # fmt: skip
+    authority, certificate, key = (path.read_bytes() for path in paths)
+    return authority, certificate, key
+
+
+def _require_loopback(address: str) -> None:
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        is_loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = False
+    if not is_loopback:
+        raise check.error(
+            "remote.plain_text", True, "false for any address but loopback",
+            f"{address} is one that others can listen to: use certificates (`make certs`).",
+        )  # fmt: skip

@@ -1,0 +1,158 @@
+"""Sessions: every request has its place (run, sequence); a resend is answered from memory, never applied twice."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tenacity
+
+from nscjax.remote import envelope
+from nscjax.remote.transport import Transport, UnreachableError
+
+REQUEST: envelope.Schema = {"run": str, "sequence": int, "kind": str, "body": bytes}
+REPLY: envelope.Schema = {"sequence": int, "status": str, "body": bytes}
+STATUSES = ("done", "refused", "strayed")
+"""`done`: the body is the answer. `refused`: it is why there is none. `strayed`: the server is not in this session."""
+
+LONGEST_WAIT_S = 10.0
+"""The most seconds between two attempts to reach a server."""
+
+
+class StrayedError(Exception):
+    """The server is not where this client is, for it was started anew: agree on a common step again."""
+
+
+class AnswerError(Exception):
+    """The server refused a request; the message is its own."""
+
+
+class Session:
+    """The client's end: asks until it is answered, within its patience."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        run: str,
+        *,
+        timeout_s: float,
+        patience_s: float,
+        on_waiting: Callable[[str], Any] = lambda _: None,
+    ) -> None:
+        """Makes a session.
+
+        Args:
+            transport: the way to the server.
+            run: which run this is, the same at every attempt to go on with it.
+            timeout_s: seconds that one attempt may take.
+            patience_s: seconds after which a server that does not answer is given up.
+            on_waiting: told why a request is sent again.
+        """
+        self._transport, self._run, self._timeout_s = transport, run, timeout_s
+        self._sequence = 0
+        self._retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(UnreachableError),
+            wait=tenacity.wait_random_exponential(multiplier=0.1, max=LONGEST_WAIT_S),
+            stop=tenacity.stop_after_delay(patience_s),
+            before_sleep=lambda attempt: on_waiting(str(attempt.outcome and attempt.outcome.exception())),
+            reraise=True,
+        )
+        self.sent_bytes = self.received_bytes = 0
+
+    def restart(self) -> None:
+        """Begins to count anew: the next request opens a session."""
+        self._sequence = 0
+
+    def ask(self, kind: str, fields: Mapping[str, Any], schema: envelope.Schema) -> tuple[dict[str, Any], float]:
+        """Returns (the answer, seconds from the last sending to it).
+
+        Args:
+            kind: of the request.
+            fields: of its body.
+            schema: of the answer.
+
+        Raises:
+            UnreachableError: no answer within the patience.
+            RefusedError: there will never be one.
+            StrayedError: the server is not in this session.
+            AnswerError: the server refused.
+            EnvelopeError: what came is no answer.
+        """
+        request = envelope.pack(
+            {"run": self._run, "sequence": self._sequence, "kind": kind, "body": envelope.pack(fields)}
+        )
+
+        def attempt() -> tuple[bytes, float]:
+            started = time.monotonic()
+            self.sent_bytes += len(request)
+            return self._transport.call(request, self._timeout_s), time.monotonic() - started
+
+        data, seconds = self._retrying(attempt)
+        self.received_bytes += len(data)
+        reply = envelope.unpack(data)
+        envelope.check(reply, REPLY, "reply")
+        if reply["status"] == "strayed":
+            raise StrayedError(reply["body"].decode(errors="replace"))
+        if reply["sequence"] != self._sequence or reply["status"] not in STATUSES:
+            raise envelope.EnvelopeError(f"reply is {reply['status']!r:.40} to {reply['sequence']}")
+        if reply["status"] == "refused":
+            raise AnswerError(reply["body"].decode(errors="replace"))
+        self._sequence += 1
+        answer = envelope.unpack(reply["body"])
+        envelope.check(answer, schema, f"answer to {kind}")
+        return answer, seconds
+
+
+class Desk:
+    """The server's end: takes requests in their order, one at a time, and keeps the last reply of every client.
+
+    A request of sequence 0 opens a session, also in the place of an earlier one of the same client.
+    """
+
+    def __init__(
+        self, serve: Callable[[str, str, str, dict[str, Any]], Mapping[str, Any]], max_clients: int = 1
+    ) -> None:
+        """Makes the desk.
+
+        Args:
+            serve: `(client, run, kind, fields) -> answer`; an `EnvelopeError` or `ValueError` refuses the request.
+            max_clients: how many clients may be in session.
+        """
+        self._serve, self._max_clients = serve, max_clients
+        self._last: dict[str, tuple[str, int, bytes]] = {}
+        self._lock = threading.Lock()
+
+    def handle(self, data: bytes, client: str) -> bytes:
+        """Returns the reply to a request from anywhere; never raises for what a client sends."""
+        try:
+            request = envelope.unpack(data)
+            envelope.check(request, REQUEST, "request")
+        except envelope.EnvelopeError as problem:
+            return _reply(-1, "refused", str(problem).encode())
+        with self._lock:
+            return self._handle(request, client)
+
+    def _handle(self, request: dict[str, Any], client: str) -> bytes:
+        run, sequence = request["run"], request["sequence"]
+        last_run, last_sequence, last_reply = self._last.get(client, ("", -1, b""))
+        is_known = run == last_run
+        if is_known and sequence == last_sequence and sequence > 0:
+            return last_reply
+        if sequence != 0 and not (is_known and sequence == last_sequence + 1):
+            return _reply(sequence, "strayed", f"the server is at request {last_sequence} of this session".encode())
+        if client not in self._last and len(self._last) >= self._max_clients:
+            return _reply(sequence, "refused", f"{self._max_clients} client(s) are in session already".encode())
+        try:
+            fields = envelope.unpack(request["body"])
+            answer = self._serve(client, run, request["kind"], fields)
+        except StrayedError as problem:
+            return _reply(sequence, "strayed", str(problem).encode())
+        except ValueError as problem:  # wire errors and input errors are such
+            return _reply(sequence, "refused", str(problem).encode())
+        reply = _reply(sequence, "done", envelope.pack(answer))
+        self._last[client] = run, sequence, reply
+        return reply
+
+
+def _reply(sequence: int, status: str, body: bytes) -> bytes:
+    return envelope.pack({"sequence": sequence, "status": status, "body": body})
