@@ -39,25 +39,39 @@ class Checkpoints:
             )
             self._manager.save(step, args=items)
 
-    def restore(self, like: PyTree) -> PyTree:
-        """Returns the state of the newest checkpoint, in the structure of `like`.
+    def steps(self) -> list[int]:
+        """Returns the steps of which there are checkpoints."""
+        return sorted(self._manager.all_steps())
+
+    def counts(self, step: int) -> dict[str, Any]:
+        """Returns what the host kept with the checkpoint of `step`; raises an `InputError` if it cannot be read."""
+        return _counts(self._manager, step)
+
+    def forget_after(self, step: int) -> None:
+        """Removes the checkpoints of later steps than `step`."""
+        for later in [found for found in self._manager.all_steps() if found > step]:
+            self._manager.delete(later)
+
+    def restore(self, like: PyTree, step: int | None = None) -> PyTree:
+        """Returns the state of the checkpoint of `step`, by default the newest, in the structure of `like`.
 
         Raises:
             InputError: the checkpoint holds other arrays than `like`, or cannot be read.
         """
         # Compared before anything is read: orbax finds out in the middle of it, and prints what it left undone.
-        saved, expected = _read(self._manager, "layout", ocp.args.JsonRestore()), _layout(like)
+        step = self._manager.latest_step() if step is None else step
+        saved, expected = _read(self._manager, step, "layout", ocp.args.JsonRestore()), _layout(like)
         for path in {**saved, **expected}:
             if saved.get(path) != expected.get(path):
                 raise check.error(
-                    f"checkpoint {self._manager.latest_step()}: {path or 'state'}", saved.get(path),
+                    f"checkpoint {step}: {path or 'state'}", saved.get(path),
                     str(expected.get(path)), "Data or model have changed since; give another --run_dir.",
                 )  # fmt: skip
         wanted = {
             path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
             for path, leaf in _by_path(like).items()
         }
-        found = _read(self._manager, "state", ocp.args.StandardRestore(wanted))
+        found = _read(self._manager, step, "state", ocp.args.StandardRestore(wanted))
         # By path, for what comes back has an order of its own; by way of the host, for orbax ties arrays to their
         # device, and jitted functions would be compiled once for tied and once for free ones.
         return jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(np.asarray(found[path])) for path in wanted])
@@ -83,22 +97,33 @@ def read_counts(folder: Path) -> dict[str, Any] | None:
         step = manager.latest_step()
         if step is None:
             return None
-        counts = _read(manager, "counts", ocp.args.JsonRestore())
+        return _counts(manager, step)
+
+
+def steps(folder: Path) -> list[int]:
+    """Returns the steps of which there are whole checkpoints in `folder`."""
+    if not folder.is_dir():
+        return []
+    with Checkpoints(folder) as checkpoints:
+        return checkpoints.steps()
+
+
+def _counts(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    counts = _read(manager, step, "counts", ocp.args.JsonRestore())
     try:
         is_whole = counts["totals"]["steps"] == step and {*counts} == {"totals", "last_eval", "views"}
     except (TypeError, KeyError):
         is_whole = False
     if not is_whole:
         raise check.error(
-            "checkpoint", str(folder / str(step)), f"one that this run wrote after {step} steps",
+            "checkpoint", str(Path(manager.directory) / str(step)), f"one that this run wrote after {step} steps",
             "What it counts is something else. Remove it to go on from the one before.",
         )  # fmt: skip
     return counts
 
 
-def _read(manager: ocp.CheckpointManager, item: str, how: Any) -> Any:
-    """Returns one item of the newest checkpoint."""
-    step = manager.latest_step()
+def _read(manager: ocp.CheckpointManager, step: int, item: str, how: Any) -> Any:
+    """Returns one item of the checkpoint of `step`."""
     try:
         return manager.restore(step, args=ocp.args.Composite(**{item: how}))[item]
     except (ValueError, KeyError, OSError, TypeError) as problem:

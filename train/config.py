@@ -411,6 +411,16 @@ def _counts(key: str) -> bool:
     return key not in _NOT_HASHED and not key.startswith("remote.")
 
 
+def value(config: Config, key: str) -> Any:
+    """Returns the value of a dotted key."""
+    return _flatten(dataclasses.asdict(config))[key]
+
+
+def resumed(config: Config) -> Config:
+    """Returns the config of the same run that goes on from its newest checkpoint."""
+    return dataclasses.replace(config, overwrite=False, train=dataclasses.replace(config.train, resume=True))
+
+
 def unused_keys(explicit: Iterable[str], direction: str, used: Iterable[str]) -> tuple[str, ...]:
     """Returns, sorted, the keys given for a direction that have no effect.
 

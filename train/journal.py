@@ -92,7 +92,7 @@ def eval_line(scores: dict[str, Any], totals: Totals, epoch: int) -> dict[str, A
 
 
 def summary(
-    last_eval: dict[str, Any], totals: Totals, raw_message_bytes: int, seed: int, client: PyTree, server: PyTree
+    last_eval: dict[str, Any], totals: Totals, raw_message_bytes: int, seed: int, client: str, server: str
 ) -> dict[str, Any]:
     """Returns what `summary.json` holds.
 
@@ -101,11 +101,10 @@ def summary(
         totals: of the whole run.
         raw_message_bytes: of one cut tensor in float32.
         seed: of the run.
-        client: the client's trained parameters.
-        server: the server's.
+        client: digest of the client's trained parameters, see `params_sha256`.
+        server: of the server's.
     """
     raw_up_bytes, raw_down_bytes = totals.raw_bytes(raw_message_bytes)
-    digests = [params_sha256(client), params_sha256(server)]
     return {
         **{name: value for name, value in last_eval.items() if name != "kind"},
         "raw_up_bytes": raw_up_bytes,
@@ -116,9 +115,16 @@ def summary(
         "steps": totals.steps,
         "seed": seed,
         "wall_seconds": round(totals.wall_seconds, 3),
-        "client_params_sha256": digests[0],
-        "server_params_sha256": digests[1],
-        "params_sha256": hashlib.sha256("".join(digests).encode()).hexdigest(),
+        **digests(client, server),
+    }
+
+
+def digests(client: str, server: str) -> dict[str, str]:
+    """Returns the fields of a summary that tell one run's parameters from another's, from both halves' digests."""
+    return {
+        "client_params_sha256": client,
+        "server_params_sha256": server,
+        "params_sha256": hashlib.sha256((client + server).encode()).hexdigest(),
     }
 
 
@@ -237,7 +243,7 @@ class Journal:
         self.totals.metrics_bytes = self._file.num_bytes()
         return {"totals": dataclasses.asdict(self.totals), "last_eval": self.last_eval}
 
-    def summary(self, seed: int, client: PyTree, server: PyTree) -> dict[str, Any]:
-        """Returns what `summary.json` holds; `client` and `server` are the trained parameters."""
+    def summary(self, seed: int, client: str, server: str) -> dict[str, Any]:
+        """Returns what `summary.json` holds; `client` and `server` are the digests of the trained parameters."""
         self.totals.wall_seconds = time.monotonic() - self._started
         return summary(self.last_eval, self.totals, self._raw_message_bytes, seed, client, server)

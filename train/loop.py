@@ -35,7 +35,7 @@ from train.setup import architecture_of, initial_mbps, network, set_up
 from train.terminal import Terminal, waiting
 
 Advance = Callable[[states.TrainState, int], tuple[states.TrainState, states.Metrics]]
-"""(state, step counted from 0) -> (state, metrics); the state passed in is used up."""
+"""(state, step counted from 0) -> (state, metrics)."""
 
 
 class Fitted(NamedTuple):
@@ -106,7 +106,7 @@ def fit(
     check_split("test", dataset.x_test, dataset.y_test, dataset.num_classes)
     if dataset.x_test.shape[1:] != dataset.x_train.shape[1:]:
         raise check.error("the shape of a sample of x_test", dataset.x_test.shape[1:], f"{dataset.x_train.shape[1:]}")
-    calendar = _calendar(config, dataset)
+    calendar = calendar_of(config, dataset)
     about: dict[str, Any] = {}
     if model is None:
         model, client, server = network(config, dataset)
@@ -132,7 +132,7 @@ def fit(
         checkpoint.Checkpoints(folder / "checkpoints") as checkpoints,
         Terminal(calendar.num_steps, done) as terminal,
         journal.Journal(folder / "metrics.jsonl", terminal, calendar, measure.raw_bytes(spec.shape), counts) as log,
-        _Signals() as signals,
+        Signals() as signals,
     ):
         network_name = f"{config.model.name} cut after {config.model.cut}" if about else "a model of your own, cut"
         terminal.say(f"{config.run_dir}: {dataset.name}, {network_name} {spec.shape}")
@@ -141,10 +141,11 @@ def fit(
         score = _scorer(setup, config, dataset, terminal)
 
         def save(state: states.TrainState) -> None:
-            checkpoints.save(log.totals.steps, state, {**log.counts(), "views": views})
+            sound = state._replace(is_sound=jnp.asarray(True))
+            checkpoints.save(log.totals.steps, sound, {**log.counts(), "views": views})
 
         try:
-            state = _train(state, advance, score, save, calendar, log, signals)
+            state = train(state, advance, score, save, calendar, log, signals)
         except journal.Broken as broken:
             raise check.InputError(
                 f"step {log.totals.steps + 1}: not finite: {broken}. The last good state, after step "
@@ -154,7 +155,7 @@ def fit(
         if signals.received:
             terminal.say(f"stopped after step {log.totals.steps}; --train.resume true goes on from here")
             return _fitted(128 + signals.received, model, state, {})
-        fitted = _fitted(0, model, state, log.summary(config.seed, state.client.params, state.server.params))
+        fitted = _fitted(0, model, state, log.summary(config.seed, *_digests(state)))
         page = _publish(folder, fitted, {**about, **_inputs_of(setup.inputs, dataset)})
     terminal.finished(fitted.summary, page)
     return fitted
@@ -193,16 +194,25 @@ def _fitted(exit_code: int, model: split.SplitModel, state: states.TrainState, s
     return Fitted(exit_code, model, (client.params, client.state), (server.params, server.state), summary)
 
 
-def _train(
-    state: states.TrainState,
-    advance: Advance,
-    score: Callable[[states.TrainState], dict[str, Any]],
-    save: Callable[[states.TrainState], None],
+def train(
+    state: Any,
+    advance: Callable[[Any, int], tuple[Any, states.Metrics]],
+    score: Callable[[Any], dict[str, Any]],
+    save: Callable[[Any], None],
     calendar: journal.Calendar,
     log: journal.Journal,
-    signals: "_Signals",
-) -> states.TrainState:
+    signals: "Signals",
+) -> Any:
     """Returns the state after the last step, or after the one at which a signal came.
+
+    Args:
+        state: of a local run, or of one party.
+        advance: (state, step counted from 0) -> (state, metrics).
+        score: state -> fields of an evaluation.
+        save: saves a checkpoint of the state.
+        calendar: what happens when.
+        log: of the run; says how many steps were made before.
+        signals: that end the run.
 
     Raises:
         Broken: a number was not finite; the last good state has been saved.
@@ -228,12 +238,17 @@ def _train(
                 break
     except journal.Broken:
         # The steps after the broken one left the state as it was: it is the last good one.
-        save(state._replace(is_sound=jnp.asarray(True)))
+        save(state)
         raise
     return state
 
 
-def _calendar(config: Config, dataset: Dataset) -> journal.Calendar:
+def _digests(state: states.TrainState) -> list[str]:
+    return [journal.params_sha256(half.params) for half in (state.client, state.server)]
+
+
+def calendar_of(config: Config, dataset: Dataset) -> journal.Calendar:
+    """Returns what happens when; raises an `InputError` where a batch is larger than the training set."""
     settings, num_train = config.train, len(dataset.x_train)
     if settings.batch_size > num_train:
         raise check.error(
@@ -266,22 +281,34 @@ def _advance(setup: states.Setup, config: Config, dataset: Dataset, calendar: jo
 
 
 def _advance_on_device(setup: states.Setup, config: Config, dataset: Dataset, steps_per_epoch: int) -> Advance:
-    x, y = jnp.asarray(dataset.x_train), jnp.asarray(dataset.y_train)
+    batch_of = batches_on_device(config, jnp.asarray(dataset.x_train), jnp.asarray(dataset.y_train), steps_per_epoch)
+    parts = steps.programs(setup)
+    return lambda state, step: steps.train_step(parts, state, *batch_of(step))
+
+
+def batches_on_device(
+    config: Config, x: Array, y: Array, steps_per_epoch: int
+) -> Callable[[int], tuple[Array, Array, Array]]:
+    """Returns the function from a step, counted from 0, to its batch: inputs, labels and sample ids.
+
+    Args:
+        config: of the run.
+        x: all training inputs, on the device.
+        y: their labels.
+        steps_per_epoch: of one pass over them.
+    """
     order_of = jax.jit(lambda epoch: epoch_order(epoch_key(config.seed, epoch), len(x)))
+    take = jax.jit(functools.partial(take_batch, batch_size=config.train.batch_size))
     order: dict[int, Array] = {}
 
-    take = jax.jit(functools.partial(take_batch, batch_size=config.train.batch_size))
-    parts = steps.programs(setup)
-
-    def advance(state, step):
+    def batch_of(step):
         epoch = step // steps_per_epoch
         if epoch not in order:
             order.clear()
             order[epoch] = order_of(epoch)
-        batch = take(x, y, order[epoch], np.int32(step % steps_per_epoch))
-        return steps.train_step(parts, state, *batch)
+        return take(x, y, order[epoch], np.int32(step % steps_per_epoch))
 
-    return advance
+    return batch_of
 
 
 def _advance_streamed(
@@ -319,14 +346,14 @@ def _announce(
         terminal.say(f"resumed after step {done}")
 
 
-class _Signals:
+class Signals:
     """SIGINT and SIGTERM as a value that the loop looks at; a second one is not held back."""
 
     def __init__(self) -> None:
         self.received = 0
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> "_Signals":
+    def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():  # no other one may ask for signals
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._receive)

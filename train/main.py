@@ -12,6 +12,7 @@ if not __package__:  # run as a script, with train/ on the path where the projec
     _here = Path(__file__).resolve().parent
     sys.path[:] = [str(_here.parent), *(path for path in sys.path if Path(path).resolve() != _here)]
 
+from nscjax import check
 from nscjax.check import InputError
 from train import config
 
@@ -31,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         loaded = config.load(sys.argv[1:] if argv is None else argv)
         # The loop imports jax, which takes seconds: only once the command line is known to be good.
+        if loaded.config.role != "local":
+            return _party(loaded.config)
         from train import loop
 
         return loop.run(loaded.config, loaded.explicit)
@@ -42,6 +45,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(_exhausted(error))
     except KeyboardInterrupt:  # before the first step: there is nothing to save
         return 128 + signal.SIGINT
+
+
+def _party(chosen: config.Config) -> int:
+    """Runs one of two parties."""
+    try:
+        if chosen.role == "server":
+            from train import server
+
+            return server.run(chosen)
+        from train import client
+
+        return client.run(chosen)
+    except ModuleNotFoundError as error:
+        if error.name not in ("grpc", "tenacity"):
+            raise
+        remedy = "Install what two parties need: .venv/bin/pip install -e '.[remote]'"
+        raise check.error("role", chosen.role, "'local' without grpc", remedy) from None
 
 
 def _exhausted(error: Exception) -> str:

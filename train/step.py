@@ -262,3 +262,53 @@ def _is_half_finite(party: split.Party, optimiser: PyTree) -> Array:
 
 def _all_finite(tree: PyTree) -> Array:
     return jnp.all(jnp.stack([jnp.asarray(True), *(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree))]))
+
+
+def echo_up(
+    setup: Setup, payload: PyTree, smashed: Array, mirror: PyTree, step: Array, sample_ids: Array, budget: Array
+) -> tuple[split.Message, PyTree]:
+    """Returns (what an uplink message cost and lost, the receiver's state as it then is), at the client.
+
+    A sender that knows what the receiver holds can tell what arrives: nothing need be sent back for it.
+
+    Args:
+        setup: of the run.
+        payload: that was sent.
+        smashed: the cut tensor as it was.
+        mirror: the receiver's state before.
+        step: int32, counted from 0.
+        sample_ids: int32 [B].
+        budget: int32, bytes.
+    """
+    _, up_key, _ = _keys(setup, step)
+    smashed_hat, mirror = setup.duplex.up.decompress(payload, mirror, SideInfo(up_key, budget, sample_ids))
+    return split.message(setup.duplex.up, payload, smashed, smashed_hat), mirror
+
+
+def echo_down(
+    setup: Setup,
+    up_payload: PyTree,
+    payload: PyTree,
+    smashed_grad: Array,
+    mirror: PyTree,
+    step: Array,
+    sample_ids: Array,
+    budget: Array,
+) -> tuple[split.Message, PyTree]:
+    """Returns (what a downlink message cost and lost, the receiver's state as it then is), at the server.
+
+    Args:
+        setup: of the run.
+        up_payload: what it answers.
+        payload: that was sent.
+        smashed_grad: the gradient of the cut as it was.
+        mirror: the receiver's state before.
+        step: int32, counted from 0.
+        sample_ids: int32 [B].
+        budget: int32, bytes.
+    """
+    *_, down_key = _keys(setup, step)
+    side = setup.duplex.side_down(up_payload, SideInfo(down_key, budget, sample_ids))
+    grad_hat, new_mirror = setup.duplex.down.decompress(payload, mirror, side)
+    message = split.message(setup.duplex.down, payload, smashed_grad, grad_hat)
+    return message, split.select(measure.is_skipped(up_payload), mirror, new_mirror)

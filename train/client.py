@@ -1,0 +1,221 @@
+"""The client's role: it holds the data and its own half, and trains it with a server's answers."""
+
+import json
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg  # noqa: F401  # loads LAPACK, so that its threads can be limited
+from threadpoolctl import threadpool_limits
+
+from nscjax import check, measure, remote, split, wire
+from nscjax.compress.base import Dense
+from nscjax.layout import MAX_BYTES
+from nscjax.remote import grpc as transport
+from nscjax.remote.session import AnswerError
+from train import checkpoint, evaluate, journal, loop, messages, party, report, run_folder
+from train import config as configs
+from train import state as states
+from train.config import Config
+from train.data import Dataset, load
+from train.data.batches import num_eval_steps
+from train.terminal import Terminal, waiting
+
+
+@threadpool_limits.wrap(limits=1, user_api="blas")
+def run(config: Config) -> int:
+    """Trains with the server at `config.remote.address` and returns the exit code.
+
+    A server that was started anew is gone on with from the newest step of which both have a checkpoint.
+
+    Args:
+        config: of the run, `role` "client".
+
+    Raises:
+        InputError: something from outside cannot be used, or the server is away for longer than the patience.
+    """
+    run_folder.require_free(config)
+    if config.train.resume and run_folder.is_finished(config):
+        print(f"{config.run_dir} holds the finished run: nothing to do.")
+        return 0
+    with waiting(f"reading {config.data.name}"):
+        dataset = load(config.data)
+    calendar = loop.calendar_of(config, dataset)
+    share = party.share(config, dataset, "client", calendar.num_steps)
+    certs = None if config.remote.plain_text else Path(config.remote.certs)
+    way = transport.Client(config.remote.address, certs, min(MAX_BYTES, 2 * measure.raw_bytes(share.spec.shape)))
+    try:
+        while True:
+            try:
+                return _attempt(config, dataset, calendar, share, way)
+            except remote.StrayedError:
+                config = configs.resumed(config)
+    except (remote.UnreachableError, remote.RefusedError) as problem:
+        raise check.InputError(
+            f"remote.address: {problem}. Start the server, or look at its address and certificates; "
+            "--train.resume true goes on from the last checkpoint."
+        ) from None
+    except (AnswerError, remote.EnvelopeError) as problem:
+        raise check.InputError(f"the server refused: {problem}") from None
+    finally:
+        way.close()
+
+
+def _attempt(
+    config: Config, dataset: Dataset, calendar: journal.Calendar, share: party.Share, way: remote.Transport
+) -> int:
+    """Makes the run, or goes on with it, until it ends or the server strays."""
+    saved = Path(config.run_dir) / "checkpoints"
+    may_resume = run_folder.can_resume(config)
+    known = Path(config.run_dir) / "run.txt"
+    run_id = known.read_text() if may_resume and known.exists() else uuid.uuid4().hex
+    with (
+        Terminal(calendar.num_steps, 0) as terminal,
+        loop.Signals() as signals,
+    ):
+        session = remote.Session(
+            way, run_id, timeout_s=config.remote.timeout_s, patience_s=config.remote.patience_s,
+            on_waiting=_once(lambda why: terminal.say(f"waiting for the server: {why}")),
+        )  # fmt: skip
+        own = checkpoint.steps(saved) if may_resume else []
+        hello = {
+            "protocol": remote.PROTOCOL, "config": configs.to_toml(config),
+            "sample_shape": list(dataset.x_train.shape[1:]), "is_image": dataset.x_train.dtype == np.uint8,
+            "num_train": len(dataset.x_train), "num_classes": dataset.num_classes, "saved": own,
+        }  # fmt: skip
+        answer, _ = session.ask("hello", hello, messages.ANSWERS["hello"])
+        common = answer["step"]
+        if common not in {0, *own}:
+            raise remote.EnvelopeError(f"the server goes on after step {common}; the client has {own}")
+        folder = run_folder.claim(config)
+        run_folder.write_whole(folder / "run.txt", run_id)
+        with checkpoint.Checkpoints(saved) as checkpoints:
+            checkpoints.forget_after(common)
+            state = checkpoints.restore(share.first, common) if common else share.first
+            counts = checkpoints.counts(common) if common else None
+            raw_bytes = measure.raw_bytes(share.spec.shape)
+            with journal.Journal(folder / "metrics.jsonl", terminal, calendar, raw_bytes, counts) as log:
+                client = Client(config, dataset, calendar, share, session, terminal)
+                terminal.say(f"{config.run_dir}: {dataset.name}, client of the server at {config.remote.address}")
+                if common:
+                    terminal.say(f"goes on after step {common}")
+
+                def save(state: Any) -> None:
+                    step = log.totals.steps
+                    reply, _ = session.ask("save", {"step": step}, messages.ANSWERS["save"])
+                    if reply["saved"]:
+                        checkpoints.save(step, state, {**log.counts(), "views": {}})
+
+                try:
+                    state = loop.train(state, client.advance, client.score, save, calendar, log, signals)
+                except journal.Broken as broken:
+                    raise check.InputError(
+                        f"step {log.totals.steps + 1}: not finite: {broken}. A lower train.learning_rate or a longer "
+                        "train.warmup is the usual cure; it needs a run_dir of its own."
+                    ) from None
+                if signals.received:
+                    terminal.say(f"stopped after step {log.totals.steps}; --train.resume true goes on from here")
+                    return 128 + signals.received
+                digest = journal.params_sha256(state.party.params)
+                found = log.summary(config.seed, digest, "")
+                goodbye = {"step": log.totals.steps, "digest": digest, "summary": json.dumps(found)}
+                answer, _ = session.ask("goodbye", goodbye, messages.ANSWERS["goodbye"])
+                found |= journal.digests(digest, answer["digest"])
+                found |= {"envelope_up_bytes": session.sent_bytes, "envelope_down_bytes": session.received_bytes}
+        checkpoint.save_half(folder / "halves" / "client", (state.party.params, state.party.state), {})
+        run_folder.write_whole(folder / "summary.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
+        page = report.write(folder)
+    terminal.finished(found, page)
+    return 0
+
+
+def _once(say: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Returns `say` without what it has said already."""
+    said: set[str] = set()
+
+    def say_new(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            say(text)
+
+    return say_new
+
+
+class Client:
+    """How the client makes a step, and an evaluation, with the server."""
+
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        calendar: journal.Calendar,
+        share: party.Share,
+        session: remote.Session,
+        terminal: Terminal,
+    ) -> None:
+        """Puts the training data on the device."""
+        self._config, self._dataset, self._share = config, dataset, share
+        self._session, self._terminal = session, terminal
+        self._x, self._y = jnp.asarray(dataset.x_train), jnp.asarray(dataset.y_train)
+        self._batch_of = loop.batches_on_device(config, self._x, self._y, calendar.steps_per_epoch)
+        self._needs_ids = party.needs_ids(config)
+        self._eval = evaluate.make_parts(share.setup, config.train.batch_size, dataset.num_classes)
+
+    def advance(self, state: party.PartyState, step: int) -> tuple[party.PartyState, states.Metrics]:
+        """Makes one step with the server."""
+        made, number = self._share, np.int32(step)
+        x, y, ids = self._batch_of(step)
+        up, down = made.parts.budgets(None)
+        payload, pending, sender = made.parts.send(state.party, number, x, ids, up)
+        values = jax.device_get(payload)
+        if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(values)):
+            raise journal.Broken(states.TENSORS[0])
+        # Under way while the server computes.
+        echoed, mirror = made.echo(payload, pending.smashed, state.mirror, number, ids, up)
+        frame = wire.encode(values)
+        request = {
+            "step": step, "frame": frame, "labels": messages.int32_bytes(y),
+            "ids": messages.int32_bytes(ids) if self._needs_ids else b"",
+        }  # fmt: skip
+        answer, seconds = self._session.ask("step", request, messages.ANSWERS["step"])
+        if answer["broken"] >= 0:
+            raise journal.Broken(states.TENSORS[answer["broken"] % len(states.TENSORS)])
+        reply = wire.decode(answer["frame"], like=made.down_payload)
+        receipt, moved, optimiser = made.parts.receive(sender, state.optimiser, number, pending, reply, ids, down)
+        checked = jax.device_get((echoed.distortion, receipt.are_grads_finite, receipt.is_half_finite))
+        # In the order of `TENSORS`: activations, the client's gradients, its updated half.
+        is_fine = np.isfinite(checked[0]), *checked[1:]
+        broken = next((place for place, fine in zip((0, 3, 5), is_fine) if not fine), -1)
+        down_message: Any = (len(answer["frame"]), None if answer["rank"] < 0 else answer["rank"], answer["distortion"],
+                             bool(measure.is_skipped(reply)))  # fmt: skip
+        metrics: Any = (
+            answer["loss"], answer["accuracy"], echoed._replace(num_bytes=len(frame)), split.Message(*down_message),
+            up, down, max(0.0, seconds - answer["compute_s"]), broken,
+        )  # fmt: skip
+        return party.PartyState(moved, optimiser, mirror, state.step + 1), states.Metrics(*metrics)
+
+    def score(self, state: party.PartyState) -> dict[str, Any]:
+        """Returns the fields of an evaluation, graded by the server."""
+        x, y, size = jnp.asarray(self._dataset.x_test), self._dataset.y_test, self._config.train.batch_size
+        num_batches, enc, num_bytes = num_eval_steps(len(x), size), state.party.up, 0
+        for batch in range(num_batches):
+            payload, enc, smashed, _ = self._eval.present(state.party, enc, x, np.int32(batch))
+            labels, mask = evaluate.labels_of(y, batch, size)
+            frame = wire.encode(payload)
+            num_bytes += len(frame)
+            whole = wire.encode(Dense(values=smashed)) if self._config.remote.eval_uncompressed else b""
+            request = {
+                "step": int(state.step), "batch": batch, "frame": frame, "smashed": whole,
+                "labels": messages.int32_bytes(labels), "num_real": int(mask.sum()),
+            }  # fmt: skip
+            self._session.ask("grade", request, messages.ANSWERS["grade"])
+            self._terminal.evaluating(batch + 1, num_batches)
+        answer, _ = self._session.ask("scores", {"num_samples": len(x)}, messages.ANSWERS["scores"])
+        scores = json.loads(answer["scores"])
+        if not self._config.remote.eval_uncompressed:
+            scores["accuracy_uncompressed"] = None
+        return scores | {"eval_up_bytes": num_bytes}

@@ -1,0 +1,55 @@
+"""What two parties say to each other: the bodies of requests and answers, by kind.
+
+A run begins with `hello`, at which they compare what they are about and agree on a common step; then comes `step` after
+`step`, with `grade` for evaluations and `save` for checkpoints between them; `goodbye` ends it.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from nscjax.remote import EnvelopeError
+from nscjax.remote.envelope import Schema
+
+REQUESTS: dict[str, Schema] = {
+    "hello": {
+        "protocol": int, "config": str, "sample_shape": list, "is_image": bool, "num_train": int, "num_classes": int,
+        "saved": list,
+    },
+    "step": {"step": int, "frame": bytes, "labels": bytes, "ids": bytes},
+    "grade": {"step": int, "batch": int, "frame": bytes, "smashed": bytes, "labels": bytes, "num_real": int},
+    "scores": {"num_samples": int},
+    "save": {"step": int},
+    "goodbye": {"step": int, "digest": str, "summary": str},
+}  # fmt: skip
+"""The fields of every request. Frames are `nscjax.wire`'s; `labels` and `ids` are little-endian int32; `ids` is empty
+where no method needs to know the samples, `smashed` where the cut does not also cross as it is."""
+
+ANSWERS: dict[str, Schema] = {
+    "hello": {"step": int},
+    "step": {
+        "frame": bytes, "loss": float, "accuracy": float, "distortion": float, "rank": int, "broken": int,
+        "compute_s": float,
+    },
+    "grade": {},
+    "scores": {"scores": str},
+    "save": {"saved": bool},
+    "goodbye": {"digest": str},
+}  # fmt: skip
+"""The fields of every answer. `broken` is a position in `train.state.TENSORS`, or -1; `rank` is -1 for a method without
+one; `compute_s` are the seconds that the server was busy with it."""
+
+
+def int32_bytes(values: Any) -> bytes:
+    """Returns whole numbers as little-endian int32."""
+    return np.asarray(values, "<i4").tobytes()
+
+
+def int32_array(data: bytes, count: int, top: int, what: str) -> np.ndarray:
+    """Returns `count` whole numbers in [0, top) from a request; raises an `EnvelopeError` for anything else."""
+    if len(data) != 4 * count:
+        raise EnvelopeError(f"{what} have {len(data)} bytes; expected {4 * count}")
+    values = np.frombuffer(data, "<i4").astype(np.int32)
+    if count and not (values.min() >= 0 and values.max() < top):
+        raise EnvelopeError(f"{what} are from {values.min()} to {values.max()}; allowed: 0 to {top - 1}")
+    return values

@@ -1,0 +1,325 @@
+"""The server's role: it waits for a client, holds its own half, and trains it on what the client sends."""
+
+import dataclasses
+import json
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg  # noqa: F401  # loads LAPACK, so that its threads can be limited
+from threadpoolctl import threadpool_limits
+
+from nscjax import check, measure, remote, wire
+from nscjax.compress.base import Dense
+from nscjax.remote import envelope
+from nscjax.remote import grpc as transport
+from train import checkpoint, evaluate, journal, messages, party, run_folder
+from train import config as configs
+from train.config import Config
+from train.data import Dataset
+from train.loop import Signals, calendar_of
+from train.terminal import Terminal
+from train.text import byte_size
+
+LOCAL_KEYS = ("data.dir",)
+"""Config keys that may differ between the parties, beside those that never count."""
+
+MAX_CUT_BYTES = wire.MAX_BYTES
+"""The largest message that is taken before the cut's shape is known."""
+
+
+@threadpool_limits.wrap(limits=1, user_api="blas")
+def run(config: Config) -> int:
+    """Serves one client's run from its hello to its goodbye; returns the exit code.
+
+    Args:
+        config: of the run, `role` "server".
+
+    Raises:
+        InputError: config, run folder, address or certificates cannot be used.
+    """
+    run_folder.require_free(config)
+    if config.train.resume and (Path(config.run_dir) / "summary.json").exists():
+        print(f"{config.run_dir} holds the finished run: nothing to do.")
+        return 0
+    certs = None if config.remote.plain_text else Path(config.remote.certs)
+    server = Server(config)
+    desk = remote.Desk(server.serve)
+    with Signals() as signals:
+        door = transport.Server(config.remote.address, certs, MAX_CUT_BYTES, desk.handle)
+        try:
+            server.say(f"listening on {config.remote.address}" + (", in plain text" if certs is None else ""))
+            while not (server.is_done.wait(0.2) or signals.received):
+                server.raise_problem()
+            server.raise_problem()
+        finally:
+            door.close()
+            server.close(bool(signals.received))
+    return 128 + signals.received if signals.received else 0
+
+
+class Server:
+    """What the server holds, and how it answers; requests come one at a time."""
+
+    def __init__(self, config: Config) -> None:
+        """Makes a server that has not met its client yet."""
+        self.is_done = threading.Event()
+        self._config = config
+        self._problem: check.InputError | None = None
+        self._share: party.Share | None = None
+        self._run = ""
+        self._terminal: Terminal | None = None
+
+    def say(self, text: str) -> None:
+        """Prints a line."""
+        (self._terminal or Terminal(1, 0)).say(text)
+
+    def raise_problem(self) -> None:
+        """Raises what the run folder or the config could not be used for."""
+        if self._problem is not None:
+            raise self._problem
+
+    def close(self, is_stopped: bool) -> None:
+        """Saves what there is, where a signal ended the run, and puts the terminal back."""
+        if is_stopped and self._share is not None:
+            self._save(self._totals.steps)
+            self.say(f"stopped after step {self._totals.steps}; --train.resume true goes on from here")
+        if self._terminal is not None:
+            self._terminal.__exit__()
+
+    def serve(self, client: str, run: str, kind: str, fields: dict[str, Any]) -> Mapping[str, Any]:
+        """Returns the answer to a request; see `nscjax.remote.Desk`."""
+        if kind not in messages.REQUESTS:
+            raise remote.EnvelopeError(f"request is {kind!r:.40}; known: {', '.join(messages.REQUESTS)}")
+        envelope.check(fields, messages.REQUESTS[kind], kind)
+        if kind != "hello" and (self._share is None or run != self._run):
+            raise remote.StrayedError("the server has not met this run")
+        answer = getattr(self, f"_{kind}")(**fields) if kind != "hello" else self._hello(client, run, **fields)
+        envelope.check(answer, messages.ANSWERS[kind], f"answer to {kind}")
+        return answer
+
+    def _hello(
+        self,
+        client: str,
+        run: str,
+        *,
+        protocol: int,
+        config: str,
+        sample_shape: list,
+        is_image: bool,
+        num_train: int,
+        num_classes: int,
+        saved: list,
+    ) -> dict[str, Any]:
+        """Compares what both parties are about, and agrees on the newest step that both have."""
+        if protocol != remote.PROTOCOL:
+            raise remote.EnvelopeError(f"the client speaks protocol {protocol}, the server {remote.PROTOCOL}")
+        _require_same(self._config, configs.from_toml(config))
+        dataset = _shapes(sample_shape, is_image, num_train, num_classes)
+        if run != self._run:
+            self._meet(run, dataset)
+        assert self._share is not None
+        with checkpoint.Checkpoints(self._checkpoints) as checkpoints:
+            common = max({0} | (set(checkpoints.steps()) & {step for step in saved if type(step) is int}))
+            if common == 0 and any(saved):
+                raise remote.EnvelopeError(
+                    f"the client has checkpoints of {saved} steps, the server of {checkpoints.steps()}: none alike. "
+                    "Start the server with --train.resume true and its run_dir, or the client with a new run_dir."
+                )
+            if common:
+                self._state = checkpoints.restore(self._share.first, common)
+                self._totals = journal.Totals(**checkpoints.counts(common)["totals"])
+            else:
+                self._state, self._totals = self._share.first, journal.Totals()
+            checkpoints.forget_after(common)
+        self._metrics = run_folder.MetricsFile(Path(self._config.run_dir) / "metrics.jsonl", self._totals.metrics_bytes)
+        self._grading: Any = None
+        self.say(f"client {client}: {'begins' if not common else f'goes on after step {common}'}")
+        return {"step": common}
+
+    def _meet(self, run: str, dataset: Dataset) -> None:
+        """Makes ready for a run: everything that takes long or can go wrong, and the run folder."""
+        known = Path(self._config.run_dir) / "run.txt"
+        may_hold = self._run or run_folder.can_resume(self._config)
+        if may_hold and known.exists() and known.read_text() != run and checkpoint.steps(known.parent / "checkpoints"):
+            raise remote.EnvelopeError(
+                f"the server's {self._config.run_dir} holds another run. Go on with that one from the client's run_dir, "
+                "or start the server with another --run_dir."
+            )
+        self._calendar = calendar_of(self._config, dataset)
+        made = party.share(self._config, dataset, "server", self._calendar.num_steps)
+        try:
+            folder = run_folder.claim(configs.resumed(self._config) if self._run else self._config)
+        except check.InputError as problem:
+            self._problem = problem
+            raise
+        known.write_text(run)
+        self._checkpoints = folder / "checkpoints"
+        self._dataset, self._run = dataset, run
+        self._needs_ids = party.needs_ids(self._config)
+        self._grade_parts = evaluate.make_parts(made.setup, self._config.train.batch_size, dataset.num_classes)
+        self._whole = jax.eval_shape(lambda values: Dense(values=values), made.spec)
+        self._share = made
+        if self._terminal is None:
+            self._terminal = Terminal(self._calendar.num_steps, 0)
+            self._terminal.__enter__()
+        self._asked_at = time.monotonic()
+
+    def _step(self, *, step: int, frame: bytes, labels: bytes, ids: bytes) -> dict[str, Any]:
+        """Makes one step on a client's message."""
+        made = self._share
+        assert made is not None
+        self._require_at(step)
+        started = time.monotonic()
+        waited_s = started - self._asked_at
+        batch_size = made.spec.shape[0]
+        payload = wire.decode(frame, like=made.up_payload)
+        y = messages.int32_array(labels, batch_size, self._dataset.num_classes, "labels")
+        sample_ids = _ids(ids, batch_size, len(self._dataset.x_train), self._needs_ids)
+        up, down = made.parts.budgets(None)
+        if len(frame) > made.setup.caps[0] and self._config.compress.up.method != "identity":
+            raise remote.EnvelopeError(f"frame has {len(frame)} bytes; allowed: {made.setup.caps[0]}")
+        number, state = np.int32(step), self._state
+        answered, moved, optimiser = made.parts.answer(
+            state.party, state.optimiser, number, payload, y, sample_ids, up, down
+        )
+        message, mirror = made.echo(
+            payload, answered.payload, answered.smashed_grad, state.mirror, number, sample_ids, down
+        )
+        loss, accuracy, distortion, *is_finite = jax.device_get(
+            (answered.loss, answered.accuracy, message.distortion, answered.are_grads_finite, answered.is_half_finite)
+        )
+        # In the order of `TENSORS`: loss, gradient of the cut, the server's gradients, its updated half.
+        checked = {1: np.isfinite(loss), 2: np.isfinite(distortion), 4: is_finite[0], 6: is_finite[1]}
+        broken = next((place for place, fine in checked.items() if not fine), -1)
+        if broken >= 0:
+            return {"frame": b"", "loss": 0.0, "accuracy": 0.0, "distortion": 0.0, "rank": -1, "broken": broken,
+                    "compute_s": time.monotonic() - started}  # fmt: skip
+        reply = wire.encode(answered.payload)
+        self._state = party.PartyState(moved, optimiser, mirror, state.step + 1)
+        rank = -1 if message.rank is None else int(message.rank)
+        is_skipped = [bool(measure.is_skipped(sent)) for sent in (payload, answered.payload)]
+        self._count(len(frame), len(reply), is_skipped)
+        up_rank = measure.rank(payload)
+        line = {
+            "kind": "train", "step": self._totals.steps, "epoch": self._calendar.epoch(self._totals.steps),
+            "loss": float(loss), "accuracy": float(accuracy), "up_bytes": len(frame), "down_bytes": len(reply),
+            "up_rank": None if up_rank is None else int(up_rank), "down_rank": None if rank < 0 else rank,
+            "up_distortion": None, "down_distortion": float(distortion),
+            "up_budget_bytes": int(up), "down_budget_bytes": int(down),
+            "up_skipped": self._totals.up_skipped, "down_skipped": self._totals.down_skipped, "waited_s": waited_s,
+        }  # fmt: skip
+        if self._calendar.is_log_due(self._totals.steps):
+            self._metrics.write(line)
+        assert self._terminal is not None
+        self._terminal.step(line, self._totals.ratio(measure.raw_bytes(made.spec.shape)))
+        self._asked_at = time.monotonic()
+        return {"frame": reply, "loss": float(loss), "accuracy": float(accuracy), "distortion": float(distortion),
+                "rank": rank, "broken": -1, "compute_s": self._asked_at - started}  # fmt: skip
+
+    def _grade(
+        self, *, step: int, batch: int, frame: bytes, smashed: bytes, labels: bytes, num_real: int
+    ) -> dict[str, Any]:
+        """Grades one batch of an evaluation."""
+        made = self._share
+        assert made is not None
+        self._require_at(step)
+        if batch == 0:
+            self._grading = self._state.party.up, evaluate.no_sums(self._dataset.num_classes)
+        elif self._grading is None:
+            raise remote.StrayedError("an evaluation begins with its first batch")
+        size = made.spec.shape[0]
+        payload = wire.decode(frame, like=made.up_payload)
+        whole = wire.decode(smashed, like=self._whole).values if smashed else None
+        y = messages.int32_array(labels, size, self._dataset.num_classes, "labels")
+        self._grading = self._grade_parts.grade(
+            self._state.party, *self._grading, payload, whole, y, np.arange(size) < num_real, np.int32(batch)
+        )
+        return {}
+
+    def _scores(self, *, num_samples: int) -> dict[str, Any]:
+        """Returns the scores of the batches graded, as JSON."""
+        if self._grading is None or num_samples < 1:
+            raise remote.StrayedError("nothing has been graded")
+        return {"scores": json.dumps(evaluate.scores(self._grading[1], num_samples))}
+
+    def _save(self, step: int) -> dict[str, Any]:
+        """Saves a checkpoint, if the server is at that step."""
+        if step != self._totals.steps:
+            return {"saved": False}
+        self._totals.metrics_bytes = self._metrics.num_bytes()
+        with checkpoint.Checkpoints(self._checkpoints) as checkpoints:
+            counts = {"totals": dataclasses.asdict(self._totals), "last_eval": {}, "views": {}}
+            checkpoints.save(step, self._state, counts)
+        return {"saved": True}
+
+    def _goodbye(self, *, step: int, digest: str, summary: str) -> dict[str, Any]:
+        """Writes the server's half and its summary: the client's, and what the server alone knows."""
+        made = self._share
+        assert made is not None
+        self._require_at(step)
+        if step != self._calendar.num_steps:
+            raise remote.EnvelopeError(f"goodbye after step {step}; the run has {self._calendar.num_steps}")
+        own = journal.params_sha256(self._state.party.params)
+        found = {**_summary(summary), **journal.digests(digest, own)}
+        folder = Path(self._config.run_dir)
+        checkpoint.save_half(folder / "halves" / "server", (self._state.party.params, self._state.party.state), {})
+        run_folder.write_whole(folder / "summary.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
+        sent = byte_size(self._totals.up_bytes), byte_size(self._totals.down_bytes)
+        self.say(f"done: {step} steps, {sent[0]} up, {sent[1]} down; {folder / 'summary.json'}")
+        # The reply goes out first: the door closes with grace.
+        threading.Timer(0.2, self.is_done.set).start()
+        return {"digest": own}
+
+    def _count(self, up_bytes: int, down_bytes: int, is_skipped: list[bool]) -> None:
+        totals = self._totals
+        totals.steps += 1
+        totals.up_bytes += up_bytes
+        totals.down_bytes += down_bytes
+        totals.up_skipped += is_skipped[0]
+        totals.down_skipped += is_skipped[1]
+
+    def _require_at(self, step: int) -> None:
+        if step != self._totals.steps:
+            raise remote.StrayedError(f"the server is after step {self._totals.steps}, the client after {step}")
+
+
+def _require_same(own: Config, other: Config) -> None:
+    """Raises an `EnvelopeError` that names what differs between the parties' configs."""
+    differing = [key for key in configs.differing_keys(own, other) if key not in LOCAL_KEYS]
+    if differing:
+        told = ", ".join(f"{key} ({configs.value(other, key)!r} at the client, {configs.value(own, key)!r} here)"
+                         for key in differing)  # fmt: skip
+        raise remote.EnvelopeError(f"the parties' configs differ: {told}")
+
+
+def _shapes(sample_shape: list, is_image: bool, num_train: int, num_classes: int) -> Dataset:
+    """Returns a data set of the client's shapes that holds nothing."""
+    if not (1 <= len(sample_shape) <= 4 and all(type(size) is int and 1 <= size <= 1 << 16 for size in sample_shape)):
+        raise remote.EnvelopeError(f"shape of a sample is {sample_shape!r:.80}")
+    if not (1 <= num_train < 2**31 and 1 <= num_classes <= 1 << 20):
+        raise remote.EnvelopeError(f"the client has {num_train} samples of {num_classes} classes")
+    x = np.broadcast_to(np.zeros((), np.uint8 if is_image else np.float32), (num_train, *sample_shape))
+    y = np.broadcast_to(np.zeros((), np.int32), (num_train,))
+    channels = np.ones(sample_shape[-1], np.float32)
+    return Dataset("remote", x, y, x[:1], y[:1], num_classes, channels, channels, ())
+
+
+def _ids(data: bytes, batch_size: int, num_train: int, needs_ids: bool) -> Any:
+    """Returns the samples' ids; zeros where no method looks at them."""
+    if not needs_ids and not data:
+        return jnp.zeros(batch_size, jnp.int32)
+    return messages.int32_array(data, batch_size, num_train, "ids")
+
+
+def _summary(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as problem:
+        raise remote.EnvelopeError(f"the client's summary is not JSON: {problem}") from problem
+    return found if isinstance(found, dict) else {}
