@@ -148,8 +148,8 @@ class Server:
         may_hold = self._run or run_folder.can_resume(self._config)
         if may_hold and known.exists() and known.read_text() != run and checkpoint.steps(known.parent / "checkpoints"):
             raise remote.EnvelopeError(
-                f"the server's {self._config.run_dir} holds another run. Go on with that one from the client's run_dir, "
-                "or start the server with another --run_dir."
+                f"the server's {self._config.run_dir} holds another run: go on with that one from the client's run_dir, "
+                "or start the server with another one"
             )
         self._calendar = calendar_of(self._config, dataset)
         made = party.share(self._config, dataset, "server", self._calendar.num_steps)

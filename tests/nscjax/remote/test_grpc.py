@@ -1,0 +1,101 @@
+"""Real sockets on loopback, real certificates."""
+
+import stat
+
+import pytest
+
+from nscjax.check import InputError
+from nscjax.remote import RefusedError, UnreachableError, certs
+from nscjax.remote import grpc as transport
+
+MAX_BYTES = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("certs")
+    certs.make(path, client="ada")
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    def echo(request, name):
+        return name.encode() + b":" + request
+
+    listening = transport.Server("127.0.0.1:0", folder, MAX_BYTES, echo)
+    yield f"127.0.0.1:{listening.port}"
+    listening.close(0)
+
+
+def call(address, folder, request=b"hello", timeout_s=5.0):
+    client = transport.Client(address, folder, MAX_BYTES)
+    try:
+        return client.call(request, timeout_s)
+    finally:
+        client.close()
+
+
+@pytest.mark.parametrize("size", [0, 1, 10_000, MAX_BYTES])
+def test_bytes_come_back_with_the_name_in_the_certificate(server, folder, size):
+    request = bytes(range(256)) * (size // 256)
+    assert call(server, folder, request) == b"ada:" + request
+
+
+def test_a_message_above_the_limit_is_refused(server, folder):
+    with pytest.raises(RefusedError, match="resource_exhausted"):
+        call(server, folder, bytes(2 * MAX_BYTES))
+
+
+def test_a_client_of_another_authority_gets_no_answer(server, tmp_path):
+    certs.make(tmp_path)
+    with pytest.raises(UnreachableError):
+        call(server, tmp_path, timeout_s=2.0)
+
+
+def test_plain_text_gets_no_answer_from_a_server_with_certificates(server):
+    with pytest.raises((UnreachableError, RefusedError)):
+        call(server, None, timeout_s=2.0)
+
+
+def test_a_server_that_is_away_is_unreachable(folder):
+    with pytest.raises(UnreachableError, match="unavailable|deadline"):
+        call("127.0.0.1:1", folder, timeout_s=2.0)
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:0", "192.0.2.1:50551", "example.org:1", "[::]:0"])
+def test_plain_text_is_for_loopback_alone(address):
+    with pytest.raises(InputError, match="remote.plain_text is True; allowed: false for any address but loopback"):
+        transport.Client(address, None, MAX_BYTES)
+    with pytest.raises(InputError, match="remote.plain_text"):
+        transport.Server(address, None, MAX_BYTES, lambda request, name: request)
+
+
+def test_plain_text_on_loopback():
+    listening = transport.Server("localhost:0", None, MAX_BYTES, lambda request, name: request)
+    assert call(f"localhost:{listening.port}", None) == b"hello"
+    listening.close(0)
+
+
+def test_a_missing_certificate_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"client.pem.*ca.pem is missing: `make certs` makes them"):
+        transport.Client("127.0.0.1:1", tmp_path, MAX_BYTES)
+
+
+def test_an_address_that_is_taken_is_refused(server, folder):
+    with pytest.raises(InputError, match="remote.address"):
+        transport.Server(server, folder, MAX_BYTES, lambda request, name: request)
+
+
+def test_certificates_are_made_once_and_keys_are_private(tmp_path):
+    made = certs.make(tmp_path)
+    assert sorted(path.name for path in made) == [
+        "ca.key", "ca.pem", "client.key", "client.pem", "server.key", "server.pem",
+    ]  # fmt: skip
+    before = {path: path.read_bytes() for path in made}
+    assert certs.make(tmp_path) == []
+    assert {path: path.read_bytes() for path in made} == before
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in made if path.suffix == ".key")
+    (tmp_path / "client.pem").unlink()
+    assert sorted(path.name for path in certs.make(tmp_path)) == ["client.key", "client.pem"]
+    assert (tmp_path / "ca.pem").read_bytes() == before[tmp_path / "ca.pem"]
