@@ -74,6 +74,7 @@ class Server:
         self._share: party.Share | None = None
         self._run = ""
         self._terminal: Terminal | None = None
+        self._metrics: run_folder.MetricsFile | None = None
 
     def say(self, text: str) -> None:
         """Prints a line."""
@@ -89,6 +90,8 @@ class Server:
         if is_stopped and self._share is not None:
             self._save(self._totals.steps)
             self.say(f"stopped after step {self._totals.steps}; --train.resume true goes on from here")
+        if self._metrics is not None:
+            self._metrics.close()
         if self._terminal is not None:
             self._terminal.__exit__()
 
@@ -137,6 +140,8 @@ class Server:
             else:
                 self._state, self._totals = self._share.first, journal.Totals()
             checkpoints.forget_after(common)
+        if self._metrics is not None:
+            self._metrics.close()
         self._metrics = run_folder.MetricsFile(Path(self._config.run_dir) / "metrics.jsonl", self._totals.metrics_bytes)
         self._grading: Any = None
         self.say(f"client {client}: {'begins' if not common else f'goes on after step {common}'}")
@@ -148,7 +153,7 @@ class Server:
         may_hold = self._run or run_folder.can_resume(self._config)
         if may_hold and known.exists() and known.read_text() != run and checkpoint.steps(known.parent / "checkpoints"):
             raise remote.EnvelopeError(
-                f"the server's {self._config.run_dir} holds another run: go on with that one from the client's run_dir, "
+                f"the server's {self._config.run_dir} holds another run: go on with it from that client's run_dir, "
                 "or start the server with another one"
             )
         self._calendar = calendar_of(self._config, dataset)
@@ -214,6 +219,7 @@ class Server:
             "up_budget_bytes": int(up), "down_budget_bytes": int(down),
             "up_skipped": self._totals.up_skipped, "down_skipped": self._totals.down_skipped, "waited_s": waited_s,
         }  # fmt: skip
+        assert self._metrics is not None
         if self._calendar.is_log_due(self._totals.steps):
             self._metrics.write(line)
         assert self._terminal is not None
@@ -252,6 +258,7 @@ class Server:
         """Saves a checkpoint, if the server is at that step."""
         if step != self._totals.steps:
             return {"saved": False}
+        assert self._metrics is not None
         self._totals.metrics_bytes = self._metrics.num_bytes()
         with checkpoint.Checkpoints(self._checkpoints) as checkpoints:
             counts = {"totals": dataclasses.asdict(self._totals), "last_eval": {}, "views": {}}

@@ -59,15 +59,15 @@ def test_plain_text_gets_no_answer_from_a_server_with_certificates(server):
 
 
 def test_a_server_that_is_away_is_unreachable(folder):
-    with pytest.raises(UnreachableError, match="unavailable|deadline"):
+    with pytest.raises(UnreachableError, match=r"unavailable|deadline"):
         call("127.0.0.1:1", folder, timeout_s=2.0)
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:0", "192.0.2.1:50551", "example.org:1", "[::]:0"])
 def test_plain_text_is_for_loopback_alone(address):
-    with pytest.raises(InputError, match="remote.plain_text is True; allowed: false for any address but loopback"):
+    with pytest.raises(InputError, match=r"remote.plain_text is True; allowed: false for any address but loopback"):
         transport.Client(address, None, MAX_BYTES)
-    with pytest.raises(InputError, match="remote.plain_text"):
+    with pytest.raises(InputError, match=r"remote.plain_text"):
         transport.Server(address, None, MAX_BYTES, lambda request, name: request)
 
 
@@ -83,7 +83,7 @@ def test_a_missing_certificate_is_named(tmp_path):
 
 
 def test_an_address_that_is_taken_is_refused(server, folder):
-    with pytest.raises(InputError, match="remote.address"):
+    with pytest.raises(InputError, match=r"remote.address"):
         transport.Server(server, folder, MAX_BYTES, lambda request, name: request)
 
 

@@ -1,0 +1,185 @@
+"""Server and client over gRPC with mutual TLS, on loopback: what a local run computes, whatever is killed meanwhile."""
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from nscjax import check
+from nscjax.remote import certs
+from tests.train.runs import ROOT, child_environment, lines, made_folder
+from train import client, main, server
+from train import config as configs
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+VARIANTS = {
+    "nsc_sl": (),
+    "feedback": ("--compress.up.feedback", "across_steps", "--compress.down.feedback", "per_sample"),
+    "top_k": ("--compress.up.method", "top_k", "--compress.down.method", "top_k", "--data.augment", "true"),
+    "uncompressed": ("--compress.up.method", "identity", "--compress.down.method", "identity"),
+}
+HASHES = ("client_params_sha256", "server_params_sha256", "params_sha256")
+SAME = ("loss", "accuracy", "balanced_accuracy", "total_up_bytes", "total_down_bytes", "ratio", "steps", *HASHES)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = made_folder(tmp_path_factory.mktemp("parties"))
+    certs.make(path / "certs")
+    return path
+
+
+def free_address():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def argv(folder, name, address, *more):
+    words = ("--remote.address", address, "--remote.certs", str(folder / "certs"), "--remote.patience_s", "60")
+    return ["--config", str(folder / "small.toml"), "--run_dir", str(folder / name), *words, *more]
+
+
+def config_of(*arguments):
+    return configs.load(argv(*arguments)).config
+
+
+def both(folder, name, *more):
+    """Runs a server in a thread and a client here; returns their exit codes."""
+    address, codes = free_address(), {}
+
+    def serve():
+        codes["server"] = server.run(config_of(folder, f"{name}-server", address, "--role", "server", *more))
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    codes["client"] = client.run(config_of(folder, f"{name}-client", address, "--role", "client", *more))
+    thread.join(30)
+    return codes
+
+
+def summaries(folder, name):
+    return [json.loads((folder / f"{name}{role}" / "summary.json").read_text()) for role in ("", "-client", "-server")]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_two_parties_end_with_the_parameters_of_a_local_run(folder, variant):
+    more = VARIANTS[variant]
+    assert main.main(argv(folder, variant, "127.0.0.1:1", *more)) == 0
+    assert both(folder, variant, *more) == {"client": 0, "server": 0}
+    local, at_client, at_server = summaries(folder, variant)
+    for name in SAME:
+        assert local[name] == at_client[name], name
+    assert [at_server[name] for name in HASHES] == [local[name] for name in HASHES]
+    one, other = lines(folder / variant, "train"), lines(folder / f"{variant}-client", "train")
+    for here, there in zip(one, other, strict=True):
+        # The client tells what arrives by a program of its own, which may round otherwise.
+        for way in ("up", "down"):
+            assert here.pop(f"{way}_distortion") == pytest.approx(there.pop(f"{way}_distortion"), rel=1e-4, abs=1e-9)
+        assert there.pop("link_seconds") >= here.pop("link_seconds") == 0
+        assert here == there
+    assert not (folder / f"{variant}-client" / "halves" / "server").exists()
+    assert not (folder / f"{variant}-server" / "halves" / "client").exists()
+    # The envelopes' share is told beside the frames'.
+    sent = at_client["total_up_bytes"] + (at_client["eval_up_bytes"] if variant != "uncompressed" else 0)
+    assert at_client["envelope_up_bytes"] > sent
+
+
+def test_the_cut_left_alone_is_graded_where_that_was_asked_for(folder):
+    more = ("--train.steps", "2", "--remote.eval_uncompressed", "true")
+    assert main.main(argv(folder, "alone", "127.0.0.1:1", *more)) == 0
+    both(folder, "alone", *more)
+    local, at_client, _ = summaries(folder, "alone")
+    assert at_client["accuracy_uncompressed"] == local["accuracy_uncompressed"]
+
+
+def test_what_differs_between_the_configs_is_named(folder):
+    address = free_address()
+    listening = threading.Thread(target=_serve_for_a_while, args=(folder, address))
+    listening.start()
+    other = ("--role", "client", "--train.learning_rate", "0.5", "--compress.up.max_rank", "3")
+    with pytest.raises(check.InputError) as caught:
+        client.run(config_of(folder, "differs-client", address, *other))
+    told = str(caught.value)
+    assert "compress.up.max_rank (3 at the client, 6 here)" in told
+    assert "train.learning_rate (0.5 at the client, 0.05 here)" in told
+    assert not (folder / "differs-client").exists()
+    listening.join()
+
+
+def _serve_for_a_while(folder, address):
+    chosen = config_of(folder, "differs-server", address, "--role", "server")
+    made = server.Server(chosen)
+    door = server.transport.Server(address, folder / "certs", 1 << 20, server.remote.Desk(made.serve).handle)
+    made.is_done.wait(6)
+    door.close()
+
+
+def test_a_server_that_never_comes_is_one_clear_error(folder):
+    words = ("--role", "client", "--remote.patience_s", "0.3")
+    with pytest.raises(check.InputError, match=r"remote.address: server at .*Start the server"):
+        client.run(config_of(folder, "nobody-client", free_address(), *words))
+    assert not (folder / "nobody-client").exists()
+
+
+KILLED = """
+import os, sys
+from train import main, server
+count = server.Server._count
+def count_and_die(self, *sizes):
+    count(self, *sizes)
+    if self._totals.steps == int(sys.argv[1]):
+        os._exit(9)
+server.Server._count = count_and_die
+sys.exit(main.main(sys.argv[2:]))
+"""
+
+
+def test_a_run_goes_on_after_its_server_was_killed_and_its_client_too(folder, monkeypatch):
+    """The server dies between applying step 7 and answering it; the client is ended at step 9 and started anew."""
+    assert main.main(argv(folder, "killed", "127.0.0.1:1")) == 0
+    address = free_address()
+    words = argv(folder, "killed-server", address, "--role", "server", "--train.resume", "true")
+
+    def start(*code):
+        return subprocess.Popen([sys.executable, *code, *words], cwd=ROOT, env=child_environment())
+
+    first = start("-c", KILLED, "7")
+    second: list[subprocess.Popen] = []
+
+    def start_anew():
+        assert first.wait(120) == 9
+        second.append(start("-m", "train.main"))
+
+    watcher = threading.Thread(target=start_anew)
+    watcher.start()
+
+    class Ended(Exception):
+        pass
+
+    advance = client.Client.advance
+
+    def advance_and_end(self, state, step):
+        if step == 9:
+            raise Ended
+        return advance(self, state, step)
+
+    chosen = config_of(folder, "killed-client", address, "--role", "client")
+    with monkeypatch.context() as patch:
+        patch.setattr(client.Client, "advance", advance_and_end)
+        with pytest.raises(Ended):
+            client.run(chosen)
+    watcher.join()
+    assert client.run(configs.resumed(chosen)) == 0
+    assert second[0].wait(60) == 0
+    local, at_client, at_server = summaries(folder, "killed")
+    for name in SAME:
+        assert local[name] == at_client[name], name
+    assert [at_server[name] for name in HASHES] == [local[name] for name in HASHES]
+    steps = [line["step"] for line in lines(folder / "killed-client", "train")]
+    assert steps == list(range(1, 13))
+    assert [line["step"] for line in lines(folder / "killed-server", "train")] == steps
