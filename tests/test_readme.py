@@ -73,7 +73,7 @@ def test_the_readme_has_the_commands_that_are_tested_here():
     assert len(blocks("python")) == 4
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "lint", "bench", ".venv"])
+@pytest.mark.parametrize("target", ["demo", "test", "lint", "certs", "bench", ".venv"])
 def test_the_makefile_has_its_targets(target):
     assert re.search(rf"^{re.escape(target)}:", MAKEFILE, re.MULTILINE)
 
