@@ -1,5 +1,6 @@
 """The client's role: it holds the data and its own half, and trains it with a server's answers."""
 
+import contextlib
 import json
 import uuid
 from collections.abc import Callable
@@ -25,6 +26,9 @@ from train.data import Dataset, load
 from train.data.batches import num_eval_steps
 from train.terminal import Terminal, waiting
 
+MOST_RESTARTS = 1000
+"""How often a run may have to go on from a checkpoint because its server was started anew."""
+
 
 @threadpool_limits.wrap(limits=1, user_api="blas")
 def run(config: Config) -> int:
@@ -49,11 +53,12 @@ def run(config: Config) -> int:
     certs = None if config.remote.plain_text else Path(config.remote.certs)
     way = transport.Client(config.remote.address, certs, min(MAX_BYTES, 2 * measure.raw_bytes(share.spec.shape)))
     try:
-        while True:
+        for _ in range(MOST_RESTARTS):
             try:
                 return _attempt(config, dataset, calendar, share, way)
             except remote.StrayedError:
                 config = configs.resumed(config)
+        raise check.error("restarts of the server in one run", MOST_RESTARTS, f"fewer than {MOST_RESTARTS}")
     except (remote.UnreachableError, remote.RefusedError) as problem:
         raise check.InputError(
             f"remote.address: {problem}. Start the server, or look at its address and certificates; "
@@ -124,6 +129,8 @@ def _attempt(
                 found = log.summary(config.seed, digest, "")
                 goodbye = {"step": log.totals.steps, "digest": digest, "summary": json.dumps(found)}
                 answer, _ = session.ask("goodbye", goodbye, messages.ANSWERS["goodbye"])
+                with contextlib.suppress(remote.UnreachableError, remote.StrayedError):
+                    session.ask("close", {}, messages.ANSWERS["close"], patience_s=2)  # it may be gone already
                 found |= journal.digests(digest, answer["digest"])
                 found |= {"envelope_up_bytes": session.sent_bytes, "envelope_down_bytes": session.received_bytes}
         checkpoint.save_half(folder / "halves" / "client", (state.party.params, state.party.state), {})

@@ -1,7 +1,8 @@
 """What two parties say to each other: the bodies of requests and answers, by kind.
 
 A run begins with `hello`, at which they compare what they are about and agree on a common step; then comes `step` after
-`step`, with `grade` for evaluations and `save` for checkpoints between them; `goodbye` ends it.
+`step`, with `grade` for evaluations and `save` for checkpoints between them; `goodbye` ends it, and `close` says that
+its answer came.
 """
 
 from typing import Any
@@ -21,6 +22,7 @@ REQUESTS: dict[str, Schema] = {
     "scores": {"num_samples": int},
     "save": {"step": int},
     "goodbye": {"step": int, "digest": str, "summary": str},
+    "close": {},
 }  # fmt: skip
 """The fields of every request. Frames are `nscjax.wire`'s; `labels` and `ids` are little-endian int32; `ids` is empty
 where no method needs to know the samples, `smashed` where the cut does not also cross as it is."""
@@ -35,6 +37,7 @@ ANSWERS: dict[str, Schema] = {
     "scores": {"scores": str},
     "save": {"saved": bool},
     "goodbye": {"digest": str},
+    "close": {},
 }  # fmt: skip
 """The fields of every answer. `broken` is a position in `train.state.TENSORS`, or -1; `rank` is -1 for a method without
 one; `compute_s` are the seconds that the server was busy with it."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import threading
 import time
 from collections.abc import Mapping
@@ -28,6 +29,9 @@ from train.text import byte_size
 
 LOCAL_KEYS = ("data.dir",)
 """Config keys that may differ between the parties, beside those that never count."""
+
+LINGER_S = 60.0
+"""Seconds after a goodbye in which its answer can be asked for again."""
 
 MAX_CUT_BYTES = wire.MAX_BYTES
 """The largest message that is taken before the cut's shape is known."""
@@ -70,6 +74,7 @@ class Server:
         """Makes a server that has not met its client yet."""
         self.is_done = threading.Event()
         self._config = config
+        self._lock = threading.Lock()
         self._problem: check.InputError | None = None
         self._share: party.Share | None = None
         self._run = ""
@@ -87,6 +92,11 @@ class Server:
 
     def close(self, is_stopped: bool) -> None:
         """Saves what there is, where a signal ended the run, and puts the terminal back."""
+        # Not in the middle of a request: state and counts belong together.
+        with self._lock:
+            self._close_files(is_stopped)
+
+    def _close_files(self, is_stopped: bool) -> None:
         if is_stopped and self._share is not None:
             self._save(self._totals.steps)
             self.say(f"stopped after step {self._totals.steps}; --train.resume true goes on from here")
@@ -97,6 +107,10 @@ class Server:
 
     def serve(self, client: str, run: str, kind: str, fields: dict[str, Any]) -> Mapping[str, Any]:
         """Returns the answer to a request; see `nscjax.remote.Desk`."""
+        with self._lock:
+            return self._serve(client, run, kind, fields)
+
+    def _serve(self, client: str, run: str, kind: str, fields: dict[str, Any]) -> Mapping[str, Any]:
         if kind not in messages.REQUESTS:
             raise remote.EnvelopeError(f"request is {kind!r:.40}; known: {', '.join(messages.REQUESTS)}")
         envelope.check(fields, messages.REQUESTS[kind], kind)
@@ -279,9 +293,18 @@ class Server:
         run_folder.write_whole(folder / "summary.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
         sent = byte_size(self._totals.up_bytes), byte_size(self._totals.down_bytes)
         self.say(f"done: {step} steps, {sent[0]} up, {sent[1]} down; {folder / 'summary.json'}")
-        # The reply goes out first: the door closes with grace.
-        threading.Timer(0.2, self.is_done.set).start()
+        self._leave_after(LINGER_S)
         return {"digest": own}
+
+    def _close(self) -> dict[str, Any]:
+        """Ends the server: the client has all that it needs."""
+        self._leave_after(0.2)  # the reply goes out first
+        return {}
+
+    def _leave_after(self, seconds: float) -> None:
+        timer = threading.Timer(seconds, self.is_done.set)
+        timer.daemon = True
+        timer.start()
 
     def _count(self, up_bytes: int, down_bytes: int, is_skipped: list[bool]) -> None:
         totals = self._totals
@@ -309,6 +332,8 @@ def _shapes(sample_shape: list, is_image: bool, num_train: int, num_classes: int
     """Returns a data set of the client's shapes that holds nothing."""
     if not (1 <= len(sample_shape) <= 4 and all(type(size) is int and 1 <= size <= 1 << 16 for size in sample_shape)):
         raise remote.EnvelopeError(f"shape of a sample is {sample_shape!r:.80}")
+    if 4 * math.prod(sample_shape) > wire.MAX_BYTES:
+        raise remote.EnvelopeError(f"a sample has {math.prod(sample_shape)} entries: more than a message may carry")
     if not (1 <= num_train < 2**31 and 1 <= num_classes <= 1 << 20):
         raise remote.EnvelopeError(f"the client has {num_train} samples of {num_classes} classes")
     x = np.broadcast_to(np.zeros((), np.uint8 if is_image else np.float32), (num_train, *sample_shape))

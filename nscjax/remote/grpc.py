@@ -70,7 +70,9 @@ class Client:
             return self._call(request, timeout=timeout_s)
         except grpc.RpcError as problem:
             code, details = problem.code(), problem.details()
-            if code in RETRYABLE:
+            # Attempts that were given up may still be under way there, up to the server's limit.
+            is_busy = code is grpc.StatusCode.RESOURCE_EXHAUSTED and "oncurrent" in (details or "")
+            if code in RETRYABLE or is_busy:
                 raise UnreachableError(f"server at {self._address}: {code.name.lower()}: {details}") from problem
             raise RefusedError(f"server at {self._address}: {code.name.lower()}: {details}") from problem
 

@@ -63,13 +63,16 @@ class Session:
         """Begins to count anew: the next request opens a session."""
         self._sequence = 0
 
-    def ask(self, kind: str, fields: Mapping[str, Any], schema: envelope.Schema) -> tuple[dict[str, Any], float]:
+    def ask(
+        self, kind: str, fields: Mapping[str, Any], schema: envelope.Schema, patience_s: float | None = None
+    ) -> tuple[dict[str, Any], float]:
         """Returns (the answer, seconds from the last sending to it).
 
         Args:
             kind: of the request.
             fields: of its body.
             schema: of the answer.
+            patience_s: in place of the session's.
 
         Raises:
             UnreachableError: no answer within the patience.
@@ -87,7 +90,8 @@ class Session:
             self.sent_bytes += len(request)
             return self._transport.call(request, self._timeout_s), time.monotonic() - started
 
-        data, seconds = self._retrying(attempt)
+        stop = self._retrying.stop if patience_s is None else tenacity.stop_after_delay(patience_s)
+        data, seconds = self._retrying.copy(stop=stop)(attempt)
         self.received_bytes += len(data)
         reply = envelope.unpack(data)
         envelope.check(reply, REPLY, "reply")
