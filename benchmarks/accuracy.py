@@ -64,7 +64,11 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
                 for ratio in (32, 128)
                 for view in ("BC,HW", "BH,WC")
             },
-            **{f"ratio {ratio} at most 16 components": both(ratio=ratio, max_rank=16) for ratio in (64, 128)},
+            **{
+                f"ratio {ratio} at most {rank} components": both(ratio=ratio, max_rank=rank)
+                for ratio, ranks in {16: (8, 16, 32), 64: (8, 16, 32), 128: (16,), 256: (8, 16, 32)}.items()
+                for rank in ranks
+            },
             "at most 4 bits": both(factor_bits=4),
             "energy 0.9": both(energy=0.9),
         },

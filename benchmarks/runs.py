@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from record import RESULTS, commit, write
+from record import RESULTS, commit, machine, versions, write
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "runs" / "benchmarks"
@@ -45,7 +45,7 @@ def run(
         RefusedError: no frame of the method fits the budget.
         CalledProcessError: the program failed in another way; its message is in the error.
     """
-    settings = run_dir / "overrides.json"
+    settings, origin = run_dir / "overrides.json", run_dir / "origin.json"
     if settings.exists() and json.loads(settings.read_text()) != overrides:
         # Made with other settings: it is kept aside.
         run_dir.rename(next(old for n in itertools.count(1) if not (old := Path(f"{run_dir}.old{n}")).exists()))
@@ -64,13 +64,18 @@ def run(
         if process.returncode:
             print(errors, file=sys.stderr)
             raise subprocess.CalledProcessError(process.returncode, command, stderr=errors)
-        (run_dir / "commit.txt").write_text(commit())
+        origin.write_text(json.dumps(made_by()))
         settings.write_text(json.dumps(overrides))
     summary = json.loads((run_dir / "summary.json").read_text())
     lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
     evals = [{key: line[key] for key in EVAL_KEPT} for line in lines if line["kind"] == "eval"]
     kept = {key: summary[key] for key in KEPT}
-    return kept | {"commit": (run_dir / "commit.txt").read_text(), "evals": evals}
+    return kept | json.loads(origin.read_text()) | {"evals": evals}
+
+
+def made_by() -> dict[str, Any]:
+    """Returns what tells runs of one table apart that were made in several places: commit, device, version of JAX."""
+    return {"commit": commit(), "device": machine()["device"], "jax": versions()["jax"]}
 
 
 def _text(value: Any) -> str:

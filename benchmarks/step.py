@@ -1,9 +1,9 @@
 """Time and memory of one training step of a config: plain Flax loop, uncompressed split step, compressed split step.
 
-    python benchmarks/step.py [--config configs/cifar10_bench.toml] [--rounds 40]
+    python benchmarks/step.py [--config configs/cifar10_bench.toml] [--rounds 40] [--table step]
 
 The three take turns in one process, so that a noisy machine is noisy for all; the ratios of each round count. It writes
-`benchmarks/results/step.json`. Data are made up: time does not depend on them.
+`benchmarks/results/TABLE.json`. Data are made up: time does not depend on them.
 """
 
 import argparse
@@ -115,6 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/cifar10_bench.toml")
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--table", default="step", help="name of the results file")
     options = parser.parse_args()
     config = configs.from_toml(Path(options.config))
     dataset = made_data((32, 32, 3), 10)
@@ -152,7 +153,7 @@ def main() -> None:
     }
     for name, value in rows.items():
         print(f"{name}: {value}")
-    write("step", rows, seeds=[0])
+    write(options.table, rows, seeds=[0])
 
 
 if __name__ == "__main__":

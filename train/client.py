@@ -22,9 +22,9 @@ from train import checkpoint, evaluate, journal, loop, messages, party, report, 
 from train import config as configs
 from train import state as states
 from train.config import Config
-from train.data import Dataset, load
+from train.data import Dataset
 from train.data.batches import num_eval_steps
-from train.terminal import Terminal, waiting
+from train.terminal import Terminal
 
 MOST_RESTARTS = 1000
 """How often a run may have to go on from a checkpoint because its server was started anew."""
@@ -42,12 +42,9 @@ def run(config: Config) -> int:
     Raises:
         InputError: something from outside cannot be used, or the server is away for longer than the patience.
     """
-    run_folder.require_free(config)
-    if config.train.resume and run_folder.is_finished(config):
-        print(f"{config.run_dir} holds the finished run: nothing to do.")
+    dataset = loop.data_to_train_on(config)
+    if dataset is None:
         return 0
-    with waiting(f"reading {config.data.name}"):
-        dataset = load(config.data)
     calendar = loop.calendar_of(config, dataset)
     share = party.share(config, dataset, "client", calendar.num_steps)
     certs = None if config.remote.plain_text else Path(config.remote.certs)
@@ -164,11 +161,12 @@ class Client:
         session: remote.Session,
         terminal: Terminal,
     ) -> None:
-        """Puts the training data on the device."""
-        self._config, self._dataset, self._share = config, dataset, share
+        """Puts the data on the device."""
+        self._config, self._share = config, share
         self._session, self._terminal = session, terminal
-        self._x, self._y = jnp.asarray(dataset.x_train), jnp.asarray(dataset.y_train)
-        self._batch_of = loop.batches_on_device(config, self._x, self._y, calendar.steps_per_epoch)
+        x, y, x_test, y_test = map(jnp.asarray, (dataset.x_train, dataset.y_train, dataset.x_test, dataset.y_test))
+        self._test = x_test, y_test
+        self._batch_of = loop.batches_on_device(config, x, y, calendar.steps_per_epoch)
         self._needs_ids = party.needs_ids(config)
         self._eval = evaluate.make_parts(share.setup, config.train.batch_size, dataset.num_classes)
 
@@ -207,11 +205,12 @@ class Client:
 
     def score(self, state: party.PartyState) -> dict[str, Any]:
         """Returns the fields of an evaluation, graded by the server."""
-        x, y, size = jnp.asarray(self._dataset.x_test), self._dataset.y_test, self._config.train.batch_size
-        num_batches, enc, num_bytes = num_eval_steps(len(x), size), state.party.up, 0
+        num_samples = len(self._test[0])
+        num_batches = num_eval_steps(num_samples, self._config.train.batch_size)
+        enc, num_bytes = state.party.up, 0
         for batch in range(num_batches):
-            payload, enc, smashed, _ = self._eval.present(state.party, enc, x, np.int32(batch))
-            labels, mask = evaluate.labels_of(y, batch, size)
+            shown, enc, _ = self._eval.present(state.party, enc, *self._test, np.int32(batch))
+            payload, smashed, labels, mask = shown
             frame = wire.encode(payload)
             num_bytes += len(frame)
             whole = wire.encode(Dense(values=smashed)) if self._config.remote.eval_uncompressed else b""
@@ -221,7 +220,7 @@ class Client:
             }  # fmt: skip
             self._session.ask("grade", request, messages.ANSWERS["grade"])
             self._terminal.evaluating(batch + 1, num_batches)
-        answer, _ = self._session.ask("scores", {"num_samples": len(x)}, messages.ANSWERS["scores"])
+        answer, _ = self._session.ask("scores", {"num_samples": num_samples}, messages.ANSWERS["scores"])
         scores = json.loads(answer["scores"])
         if not self._config.remote.eval_uncompressed:
             scores["accuracy_uncompressed"] = None

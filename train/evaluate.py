@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from nscjax.compress import SideInfo
-from nscjax.types import Array
+from nscjax.types import Array, PyTree
 from train import state as states
 from train.data.batches import eval_batch, num_eval_steps
 
@@ -30,11 +30,27 @@ class Sums(NamedTuple):
     right_uncompressed: Array
 
 
+class Presented(NamedTuple):
+    """A batch as the client presents it.
+
+    Attributes:
+        payload: that crosses.
+        smashed: the cut as it is.
+        labels: int32 [B].
+        mask: bool [B], false for padding.
+    """
+
+    payload: PyTree
+    smashed: Array
+    labels: Array
+    mask: Array
+
+
 class Parts(NamedTuple):
     """An evaluation's programs: the client presents a batch, the server grades it.
 
     Attributes:
-        present: `(client, sender state, x [N, ...], batch) -> (payload, sender state, the cut as it is, frame bytes)`.
+        present: `(client, sender state, x [N, ...], y [N], batch) -> (Presented, sender state, frame bytes)`.
         grade: `(server, receiver state, sums, payload, the cut as it is or None, labels [B], mask [B], batch) ->
             (receiver state, sums)`.
     """
@@ -60,22 +76,15 @@ def evaluate(
     """
     enc, dec, sums = state.client.up, state.server.up, no_sums(num_classes)
     num_batches = num_eval_steps(len(x), batch_size)
-    num_bytes, all_labels = [], np.asarray(y)
+    num_bytes = []
     for batch in range(num_batches):
         number = np.int32(batch)
-        payload, enc, smashed, frame_bytes = parts.present(state.client, enc, x, number)
-        labels, mask = labels_of(all_labels, batch, batch_size)
-        dec, sums = parts.grade(state.server, dec, sums, payload, smashed, labels, mask, number)
+        shown, enc, frame_bytes = parts.present(state.client, enc, x, y, number)
+        dec, sums = parts.grade(state.server, dec, sums, *shown, number)
         num_bytes.append(frame_bytes)
         progress(batch + 1, num_batches)
     eval_up_bytes = sum(int(frame_bytes) for frame_bytes in jax.device_get(num_bytes))
     return scores(sums, len(x)) | {"eval_up_bytes": eval_up_bytes}
-
-
-def labels_of(y: np.ndarray, batch: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns labels and mask of a batch of `train.data.batches.eval_batch`."""
-    ids = batch * batch_size + np.arange(batch_size)
-    return y[ids % len(y)], ids < len(y)
 
 
 def no_sums(num_classes: int) -> Sums:
@@ -108,11 +117,11 @@ def make_parts(setup: states.Setup, batch_size: int, num_classes: int) -> Parts:
         )
 
     @jax.jit
-    def present(client, enc, x, batch):
-        x, *_ = eval_batch(x, x, batch, batch_size)
+    def present(client, enc, x, y, batch):
+        x, y, mask = eval_batch(x, y, batch, batch_size)
         smashed, _ = setup.model.client(client.params, client.state, setup.inputs.normalise(x), False)
         payload, enc = setup.duplex.up.compress(smashed, enc, side_of(batch))
-        return payload, enc, smashed, setup.duplex.up.num_bytes(payload)
+        return Presented(payload, smashed, y, mask), enc, setup.duplex.up.num_bytes(payload)
 
     @jax.jit
     def grade(server, dec, sums, payload, smashed, y, mask, batch):

@@ -70,7 +70,11 @@ def train_line(metrics: Metrics, totals: Totals, epoch: int) -> dict[str, Any]:
     messages = {"up": metrics.up, "down": metrics.down}
     line |= {f"{way}_bytes": int(message.num_bytes) for way, message in messages.items()}
     line |= {f"{way}_rank": None if message.rank is None else int(message.rank) for way, message in messages.items()}
-    line |= {f"{way}_distortion": float(message.distortion) for way, message in messages.items()}
+    # A server does not know what the client's activations were.
+    line |= {
+        f"{way}_distortion": None if message.distortion is None else float(message.distortion)
+        for way, message in messages.items()
+    }
     line["up_budget_bytes"] = int(metrics.up_budget_bytes)
     line["down_budget_bytes"] = int(metrics.down_budget_bytes)
     line |= {"up_skipped": totals.up_skipped, "down_skipped": totals.down_skipped}

@@ -66,13 +66,22 @@ def run(config: Config, explicit: frozenset[str] = frozenset()) -> int:
     Raises:
         InputError: something from outside cannot be used.
     """
+    dataset = data_to_train_on(config)
+    return 0 if dataset is None else fit(config, dataset, explicit=explicit).exit_code
+
+
+def data_to_train_on(config: Config) -> Dataset | None:
+    """Returns the config's data, read once the run folder is known to be free; None where it holds the finished run.
+
+    Raises:
+        InputError: the run folder holds another run, or the data cannot be used.
+    """
     run_folder.require_free(config)
     if config.train.resume and run_folder.is_finished(config):
         print(f"{config.run_dir} holds the finished run: nothing to do.")
-        return 0
+        return None
     with waiting(f"reading {config.data.name}"):
-        dataset = load(config.data)
-    return fit(config, dataset, explicit=explicit).exit_code
+        return load(config.data)
 
 
 # XLA's small factorisations on CPU call LAPACK, whose threads would wait for XLA's own: 1 is 10 times faster.

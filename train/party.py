@@ -39,8 +39,6 @@ class Share(NamedTuple):
     Attributes:
         setup: of the run.
         spec: of a cut tensor.
-        settings: of both directions' methods.
-        model: both halves' functions.
         up_payload: layout of the uplink's payloads.
         down_payload: layout of the downlink's.
         first: the party's state before the first step.
@@ -50,8 +48,6 @@ class Share(NamedTuple):
 
     setup: states.Setup
     spec: jax.ShapeDtypeStruct
-    settings: dict[str, dict[str, Any]]
-    model: split.SplitModel
     up_payload: PyTree
     down_payload: PyTree
     first: PartyState
@@ -72,7 +68,7 @@ def share(config: Config, dataset: Dataset, role: str, num_steps: int) -> Share:
         InputError: config and data do not fit together.
     """
     model, client, server = network(config, dataset, own=role)
-    setup, spec, settings = set_up(config, dataset, model, client, server, num_steps, None)
+    setup, spec, _ = set_up(config, dataset, model, client, server, num_steps, None)
     whole = jax.eval_shape(
         lambda client, server: states.init(setup, spec, client, server, initial_mbps(config)), client, server
     )
@@ -81,8 +77,6 @@ def share(config: Config, dataset: Dataset, role: str, num_steps: int) -> Share:
     return Share(
         setup,
         spec,
-        settings,
-        model,
         up_payload,
         down_payload,
         _first(setup, spec, role, client if role == "client" else server),
@@ -106,8 +100,7 @@ def _first(setup: states.Setup, spec: jax.ShapeDtypeStruct, role: str, half: Hal
     )
     own = client if is_client else server
     mirror = server.up if is_client else client.down
-    state = PartyState(own, setup.optimiser.init(own.params), mirror, jnp.zeros((), jnp.int32))
-    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)
+    return PartyState(own, setup.optimiser.init(own.params), mirror, jnp.zeros((), jnp.int32))
 
 
 def _payloads(setup: states.Setup, spec: jax.ShapeDtypeStruct, whole: states.TrainState) -> tuple[PyTree, PyTree]:

@@ -15,12 +15,13 @@ import numpy as np
 import scipy.linalg  # noqa: F401  # loads LAPACK, so that its threads can be limited
 from threadpoolctl import threadpool_limits
 
-from nscjax import check, measure, remote, wire
+from nscjax import check, measure, remote, split, wire
 from nscjax.compress.base import Dense
 from nscjax.remote import envelope
 from nscjax.remote import grpc as transport
 from train import checkpoint, evaluate, journal, messages, party, run_folder
 from train import config as configs
+from train import state as states
 from train.config import Config
 from train.data import Dataset
 from train.loop import Signals, calendar_of
@@ -221,24 +222,21 @@ class Server:
                     "compute_s": time.monotonic() - started}  # fmt: skip
         reply = wire.encode(answered.payload)
         self._state = party.PartyState(moved, optimiser, mirror, state.step + 1)
-        rank = -1 if message.rank is None else int(message.rank)
-        is_skipped = [bool(measure.is_skipped(sent)) for sent in (payload, answered.payload)]
-        self._count(len(frame), len(reply), is_skipped)
-        up_rank = measure.rank(payload)
-        line = {
-            "kind": "train", "step": self._totals.steps, "epoch": self._calendar.epoch(self._totals.steps),
-            "loss": float(loss), "accuracy": float(accuracy), "up_bytes": len(frame), "down_bytes": len(reply),
-            "up_rank": None if up_rank is None else int(up_rank), "down_rank": None if rank < 0 else rank,
-            "up_distortion": None, "down_distortion": float(distortion),
-            "up_budget_bytes": int(up), "down_budget_bytes": int(down),
-            "up_skipped": self._totals.up_skipped, "down_skipped": self._totals.down_skipped, "waited_s": waited_s,
-        }  # fmt: skip
+        arrived: Any = (len(frame), measure.rank(payload), None, measure.is_skipped(payload))
+        sent = message._replace(num_bytes=len(reply))
+        metrics: Any = (loss, accuracy, split.Message(*arrived), sent, up, down, 0.0, broken)
+        step_metrics = states.Metrics(*metrics)
+        self._totals.add(step_metrics)
+        line = journal.train_line(step_metrics, self._totals, self._calendar.epoch(self._totals.steps))
+        del line["link_seconds"]  # the client's to measure
+        line["waited_s"] = waited_s
         assert self._metrics is not None
         if self._calendar.is_log_due(self._totals.steps):
             self._metrics.write(line)
         assert self._terminal is not None
         self._terminal.step(line, self._totals.ratio(measure.raw_bytes(made.spec.shape)))
         self._asked_at = time.monotonic()
+        rank = -1 if line["down_rank"] is None else line["down_rank"]
         return {"frame": reply, "loss": float(loss), "accuracy": float(accuracy), "distortion": float(distortion),
                 "rank": rank, "broken": -1, "compute_s": self._asked_at - started}  # fmt: skip
 
@@ -305,14 +303,6 @@ class Server:
         timer = threading.Timer(seconds, self.is_done.set)
         timer.daemon = True
         timer.start()
-
-    def _count(self, up_bytes: int, down_bytes: int, is_skipped: list[bool]) -> None:
-        totals = self._totals
-        totals.steps += 1
-        totals.up_bytes += up_bytes
-        totals.down_bytes += down_bytes
-        totals.up_skipped += is_skipped[0]
-        totals.down_skipped += is_skipped[1]
 
     def _require_at(self, step: int) -> None:
         if step != self._totals.steps:

@@ -59,10 +59,6 @@ class Session:
         )
         self.sent_bytes = self.received_bytes = 0
 
-    def restart(self) -> None:
-        """Begins to count anew: the next request opens a session."""
-        self._sequence = 0
-
     def ask(
         self, kind: str, fields: Mapping[str, Any], schema: envelope.Schema, patience_s: float | None = None
     ) -> tuple[dict[str, Any], float]:
