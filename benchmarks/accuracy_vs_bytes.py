@@ -1,7 +1,7 @@
 """Accuracy over bytes: every method at every ratio in one harness, both directions compressed.
 
     python benchmarks/accuracy_vs_bytes.py CONFIG --data_dir DIR [--methods NAME ...] [--ratios R ...] [--seeds N]
-        [--jobs N] [--out DIR]
+        [--epochs N] [--jobs N] [--out DIR]
 
 It writes `benchmarks/results/accuracy_vs_bytes_CONFIG.json` after every run; a run that is in it is never made again:
 stop at any time and start the same command. A ratio R caps the frames of both directions together at 2 / R of their
@@ -105,13 +105,17 @@ def directions(method: str, ratio: int, shape: tuple[int, ...]) -> tuple[dict[st
     return common, common
 
 
-def cells(shape: tuple[int, ...], ratios: tuple[int, ...] = RATIOS) -> dict[str, dict[str, Any]]:
+def cells(
+    shape: tuple[int, ...], ratios: tuple[int, ...] = RATIOS, epochs: int | None = None
+) -> dict[str, dict[str, Any]]:
     """Returns the grid: overrides by cell, of every method at every ratio, and of training without compression.
 
     Args:
         shape: of one sample at the cut.
         ratios: of both directions together.
+        epochs: instead of the config's.
     """
+    common: dict[str, Any] = {"train.eval_every": EVAL_EVERY} if epochs is None else {"train.epochs": epochs}
     grid: dict[str, dict[str, Any]] = {"none": {"compress.up.method": "identity", "compress.down.method": "identity"}}
     for method in SETTINGS:
         for ratio in (1,) if method == "fp16" else ratios:  # half precision has but one rate
@@ -125,7 +129,7 @@ def cells(shape: tuple[int, ...], ratios: tuple[int, ...] = RATIOS) -> dict[str,
         if channels := shape[-1] * 8 // ratio:
             half = {f"compress.{way}.method": "fp16" for way in ("up", "down")}
             grid[f"bottlenet {ratio}x"] = half | {"model.bottleneck": channels}
-    return {name: {"train.eval_every": EVAL_EVERY} | overrides for name, overrides in grid.items()}
+    return {name: common | overrides for name, overrides in grid.items()}
 
 
 def main() -> None:
@@ -136,15 +140,16 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", choices=METHODS, help="only these; by default all")
     parser.add_argument("--ratios", nargs="*", type=int, choices=RATIOS, default=RATIOS, help="only these")
     parser.add_argument("--seeds", type=int, default=1, help="seeds 0 to N-1")
+    parser.add_argument("--epochs", type=int, help="instead of the config's, with an evaluation after each")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on its share of the cores")
     parser.add_argument("--out", type=Path, default=runs.RUNS, help="where the runs are kept")
     options = parser.parse_args()
     methods, shape = options.methods or METHODS, cut_shape(options.config)
-    chosen = [name for name in cells(shape, tuple(options.ratios)) if name.split()[0] in methods]
+    chosen = [name for name in cells(shape, tuple(options.ratios), options.epochs) if name.split()[0] in methods]
     runs.make(
         f"accuracy_vs_bytes_{options.config}",
         options.config,
-        cells(shape),
+        cells(shape, epochs=options.epochs),
         dict.fromkeys(chosen, options.seeds),
         data_dir=options.data_dir,
         jobs=options.jobs,

@@ -1,6 +1,6 @@
 """Time and memory of one training step of a config: plain Flax loop, uncompressed split step, compressed split step.
 
-    python benchmarks/step.py [--config configs/cifar10_bench.toml] [--rounds 40] [--table step]
+    python benchmarks/step.py [--config configs/cifar10_bench.toml] [--rounds 40] [--steps 1] [--table step]
 
 The three take turns in one process, so that a noisy machine is noisy for all; the ratios of each round count. It writes
 `benchmarks/results/TABLE.json`. Data are made up: time does not depend on them.
@@ -115,6 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/cifar10_bench.toml")
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=1, help="in a row, by turns; more where a device runs ahead")
     parser.add_argument("--table", default="step", help="name of the results file")
     options = parser.parse_args()
     config = configs.from_toml(Path(options.config))
@@ -130,9 +131,10 @@ def main() -> None:
         for _ in range(options.rounds):
             for name, step in run.items():
                 started = time.perf_counter()
-                states_[name], out = step(states_[name])
+                for _ in range(options.steps):
+                    states_[name], out = step(states_[name])
                 jax.block_until_ready(out)
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append((time.perf_counter() - started) / options.steps)
     warm = {name: times[3:] for name, times in seconds.items()}
 
     def ratio(name: str, rival: str) -> float:
@@ -145,6 +147,7 @@ def main() -> None:
     rows = {
         "config": Path(options.config).name,
         "cut_shape": list(spec.shape),
+        "steps_in_a_row": options.steps,
         "median_seconds": {name: statistics.median(times) for name, times in warm.items()},
         "identity_over_plain": ratio("identity", "plain"),
         "nsc_sl_over_identity": ratio("nsc_sl", "identity"),

@@ -8,14 +8,23 @@ whose range is the best for a Laplace distribution of the band's energy at that 
 
 import jax.numpy as jnp
 
+from nscjax import check
 from nscjax.compress import water_filling
 from nscjax.compress.banded import MOST_GROUPS, Bands, banded, by_group, frequencies, mean_squares
 from nscjax.compress.base import Compressor
 from nscjax.compress.planes import MOST_BITS
 
 
-def dct() -> Compressor:
-    """Returns the zonal DCT coder."""
+def dct(*, bands: int = MOST_GROUPS) -> Compressor:
+    """Returns the zonal DCT coder.
+
+    Args:
+        bands: the most that get bits, >= 1, the lowest frequencies first.
+
+    Raises:
+        InputError: `bands` out of range.
+    """
+    check.count("bands", bands, 1)
 
     def see(shape):
         forward, inverse, order, size = frequencies(shape)
@@ -23,7 +32,9 @@ def dct() -> Compressor:
         band = jnp.minimum(order, num_groups - 1).astype(jnp.int32)
 
         def bits(rows, group):
-            return water_filling.by_energy(by_group(mean_squares(rows), group, num_groups)[group], MOST_BITS)
+            energies = by_group(mean_squares(rows), group, num_groups)
+            sent = jnp.where(jnp.arange(num_groups) < bands, energies, 0.0)
+            return water_filling.by_energy(sent[group], MOST_BITS)
 
         return Bands(size, num_groups, forward, inverse, lambda _rows, state: (band, state), bits)
 

@@ -258,6 +258,12 @@ def test_dct_sends_smooth_planes_in_few_bytes():
     assert distortion(x, message(METHODS["uniform"](bits=1), x)[1]) > 0.1
 
 
+def test_dct_gives_bits_to_its_lowest_bands_alone():
+    x = normal((4, 8, 8, 2))
+    payload, *_ = message(METHODS["dct"](bands=3), x, side(4 * x.size // 2))
+    assert set(np.asarray(payload.group)[np.asarray(payload.bits) > 0]) == {0, 1, 2}
+
+
 def test_sl_fac_ends_the_low_frequencies_at_its_share_of_the_energy():
     x = normal((2, 4, 4, 3)) * jnp.linspace(2, 0.1, 16).reshape(1, 4, 4, 1)
     payload, _, _ = message(METHODS["sl_fac"](threshold=0.7), x)
