@@ -74,6 +74,11 @@ def cut_shape(config: str) -> tuple[int, ...]:
     return jax.eval_shape(forward, x, key).shape[1:]
 
 
+def most_components(shape: tuple[int, ...]) -> int:
+    """Returns the `max_rank` of `nsc_sl`: of images a sixteenth of the places, by accuracy (table of settings)."""
+    return max(shape[0] * shape[1] // 16, 1) if len(shape) == 3 else UNLIMITED_RANK
+
+
 def up_share(method: str, shape: tuple[int, ...]) -> float:
     """Returns the share of both directions' bytes that goes up: more where the gradient has the uplink's support."""
     if method in ("top_k", "rand_top_k"):  # values of 16 bits both ways, indices on the way up alone
@@ -90,7 +95,8 @@ def directions(method: str, ratio: int, shape: tuple[int, ...]) -> tuple[dict[st
         ratio: of both directions together.
         shape: of one sample at the cut.
     """
-    common = {"method": method, "ratio": ratio, "max_rank": UNLIMITED_RANK} | SETTINGS[method]
+    most = most_components(shape) if method == "nsc_sl" else UNLIMITED_RANK
+    common = {"method": method, "ratio": ratio, "max_rank": most} | SETTINGS[method]
     share = up_share(method, shape)
     if share != 0.5:
         up, down = (common | {"ratio": round(ratio / (2 * part), 3)} for part in (share, 1 - share))
