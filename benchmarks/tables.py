@@ -147,6 +147,16 @@ def peers(rows: dict[str, Any]) -> list[list[str]]:
     return table
 
 
+def epochs(rows: dict[str, Any]) -> list[list[str]]:
+    """Returns a line a cell: the accuracy after every epoch, and the ratio."""
+    cells = rows["cells"]
+    table = [["cell", *(f"epoch {epoch}" for epoch in range(1, rows["epochs"] + 1))]]
+    for name, evals in cells.items():
+        found = [f"{100 * line['accuracy']:.2f} %" for line in evals]
+        table.append([name, *found, *[""] * (rows["epochs"] - len(found))])
+    return table
+
+
 SHAPES: dict[str, Callable[[Any], list[list[str]]]] = {
     "step": step,
     "factorise": factorise,
@@ -154,6 +164,7 @@ SHAPES: dict[str, Callable[[Any], list[list[str]]]] = {
     "accuracy_vs_bytes": accuracy_vs_bytes,
     "time_to_target": time_to_target,
     "peers": peers,
+    "resnet18_epochs": epochs,
 }
 
 
@@ -171,6 +182,8 @@ def render(name: str) -> str:
     header, *lines = shape_of(name)(result["rows"])
     table = [f"| {' | '.join(header)} |", "|" + "---|" * len(header), *(f"| {' | '.join(line)} |" for line in lines)]
     machine = f"{result['machine']['cpu']}, {result['machine']['cores']} cores"
+    if (device := result["machine"]["device"]) != "cpu":
+        machine += f", {device}"
     source = f"`{result['command']}`; {machine}; jax {result['versions']['jax']}; {result['date']}."
     return "\n".join([*table, "", source, ""])
 
