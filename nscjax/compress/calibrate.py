@@ -1,7 +1,6 @@
 """Settings that are fixed once, by measurement on a first tensor: the view, and the rank that the budget can reach."""
 
 import functools
-import math
 from collections.abc import Callable
 
 import jax
@@ -10,10 +9,8 @@ import jax.numpy as jnp
 from nscjax import check, layout, measure
 from nscjax.compress import view as views
 from nscjax.compress.base import Compressor, SideInfo
+from nscjax.compress.low_rank import MEAN_BITS
 from nscjax.types import Array, Key
-
-LEAST_BITS = 1.5
-"""A budget spent well leaves no fewer bits an entry on average (1.8 at 32x and at 128x on captured tensors)."""
 
 MESSAGES = 4
 """How often the tensor is sent again to a cold compressor before it is judged: its basis has converged by then."""
@@ -72,7 +69,7 @@ def reachable_rank(compressor: Compressor, spec: jax.ShapeDtypeStruct, budget_by
     """Returns the most components of a ranked `compressor` that are of use within `budget_bytes`, at least 1.
 
     A `max_rank` above it only costs time: the factorisation would compute components that are never sent. Where every
-    component has its own bits, as many as would fit with `LEAST_BITS` an entry are of use.
+    component has its own bits, as many as would fit with `MEAN_BITS` an entry are of use.
     """
     enc, _ = jax.eval_shape(compressor.init, jax.random.key(0), spec)
     side = SideInfo(key=jax.random.key(0), budget_bytes=budget_bytes)
@@ -82,7 +79,7 @@ def reachable_rank(compressor: Compressor, spec: jax.ShapeDtypeStruct, budget_by
         raise check.error("payload of the compressor", type(payload).__name__, "one that is cut to a rank")
 
     def fits(rank):
-        planes = {by: min(math.ceil(LEAST_BITS * rank), top) for by, top in tops.items()}
+        planes = {by: min(MEAN_BITS * rank, top) for by, top in tops.items()}
         return layout.frame_bytes(payload, **planes | {"rank": rank}) <= budget_bytes
 
     return max([1, *(rank for rank in range(1, tops["rank"] + 1) if fits(rank))])

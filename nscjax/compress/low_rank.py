@@ -5,8 +5,8 @@ rows in as many bits as their component's energy earns. Four ideas make that goo
 
 - the basis is warm: it comes from the message before, so that one iteration (two products with M) is enough;
 - the components are ordered by energy, so that a rank rule can cut them anywhere, inside jit;
-- the budget is spent by reverse water-filling over the components: singular values and budget together fix the bits of
-  each, and with them the rank;
+- the budget affords as many components as may have `MEAN_BITS` an entry, and is spent on them by reverse water-filling:
+  singular values and budget together fix the bits of each;
 - the second factor is fitted by least squares to the first one *as quantised*, so that it makes good the error of that
   (the error-compensated factorisation of NSC-SL, arXiv 2602.02696; the concrete form is ours).
 """
@@ -30,6 +30,11 @@ from nscjax.types import Array, Key, PyTree, Shape
 
 BITS = (4, 8, 16)
 """The choices of the most bits of a factor's entry."""
+
+MEAN_BITS = 4
+"""Bits of an entry, on average, with which a budget's components are counted. More components with fewer bits lose less
+of a message, and yet training ends lower: a network learns to do without what never crosses, and has no defence against
+rounding noise (`docs/results.md`, table of settings)."""
 
 OVERSAMPLE = 4
 """Columns of the warm basis beyond `max_rank`: they let the last sent components converge (see
@@ -225,9 +230,10 @@ def factorised(
         top = template.scale.shape[0]
         matrix, peak = views.normalised(x, template.view)
         rows, energies = find(matrix, enc_state, side.key)
-        energies = _worth_sending(energies[:top], rank_rule, linalg.energy(matrix))
+        affordable = _affordable(template, _bytes_of_one(template, MEAN_BITS), side.budget_bytes)
+        energies = _worth_sending(energies[:top], rank_rule, linalg.energy(matrix), affordable)
         counts_of = functools.partial(_counts, template)
-        bits, counts = _spend(template, energies, counts_of, _least_bytes(template), side.budget_bytes)
+        bits, counts = _spend(template, energies, counts_of, _bytes_of_one(template, 1), side.budget_bytes)
         factors, images = _quantised_factors(matrix, rows, bits, template, compensates)
         payload = dataclasses.replace(template, **counts, **factors | {"scale": peak * factors["scale"]})
         # A message that is not finite must not spoil the state for all that follow.
@@ -235,7 +241,7 @@ def factorised(
         return payload, jax.tree.map(lambda new, old: jnp.where(jnp.isfinite(peak), new, old), new_state, enc_state)
 
     def min_bytes(spec):
-        return _least_bytes(empty(spec, view, factor_bits, max_rank))
+        return _bytes_of_one(empty(spec, view, factor_bits, max_rank), 1)
 
     return Compressor(init, compress, decompress, layout.num_bytes, min_bytes, support=subspace if shares else None)
 
@@ -344,8 +350,9 @@ def _within(
     # The order is that of the other direction's energies: those of this one fall in another.
     energies = jnp.sum(jnp.square(rows), axis=1)
     order = jnp.argsort(-energies)
-    falling = _worth_sending(energies[order], rank_rule, linalg.energy(matrix))
-    falling = jnp.where(jnp.arange(len(falling)) < max_rank, falling, 0.0)
+    affordable = _affordable(template, layout.frame_bytes(template, rank=1, planes=MEAN_BITS), budget_bytes)
+    most = jnp.minimum(affordable, max_rank)
+    falling = _worth_sending(energies[order], rank_rule, linalg.energy(matrix), most)
     energies = jnp.zeros_like(falling).at[order].set(falling)
 
     def counts_of(bits):
@@ -365,9 +372,28 @@ def _within(
     )
 
 
-def _worth_sending(energies: Array, rank_rule: RankRule, total: Array) -> Array:
-    """Returns the falling energies [k] of the components that the rule finds worth sending, 0 for the others."""
-    return jnp.where(jnp.arange(len(energies)) < rank_rule(energies, total), energies, 0.0)
+def _worth_sending(energies: Array, rank_rule: RankRule, total: Array, most: Array) -> Array:
+    """Returns the falling energies [k] of the components that the rule finds worth sending, 0 for the others.
+
+    Args:
+        energies: float32 [k].
+        rank_rule: as of `low_rank`.
+        total: float32 scalar, the matrix's energy.
+        most: int32 scalar, the most components.
+    """
+    return jnp.where(jnp.arange(len(energies)) < jnp.minimum(rank_rule(energies, total), most), energies, 0.0)
+
+
+def _affordable(template: LowRank | Coefficients, bytes_of_one: int, budget_bytes: Array | int) -> Array:
+    """Returns how many components a budget affords, int32, at least 1.
+
+    Args:
+        template: the payload's layout.
+        bytes_of_one: length of the frame with one component.
+        budget_bytes: the largest frame allowed.
+    """
+    fixed = layout.frame_bytes(template)
+    return jnp.maximum((layout.within_int32(budget_bytes) - fixed) // (bytes_of_one - fixed), 1)
 
 
 def _more_bits(payload: LowRank) -> int:
@@ -402,11 +428,11 @@ def _counts(payload: LowRank, long_bits: Array) -> dict[str, Any]:
     }
 
 
-def _least_bytes(template: LowRank) -> int:
-    """Returns the length of the frame with one component of one bit."""
+def _bytes_of_one(template: LowRank, bits: int) -> int:
+    """Returns the length of the frame with one component of so many bits."""
     m, n = views.matrix_shape(template.view, template.shape)
-    short = min(1 + _more_bits(template), template.most_bits)
-    left, right = (short, 1) if m < n else (1, short)
+    short = min(bits + _more_bits(template), template.most_bits)
+    left, right = (short, bits) if m < n else (bits, short)
     return layout.frame_bytes(template, rank=1, left_planes=left, right_planes=right)
 
 
