@@ -27,9 +27,6 @@ EVAL_EVERY = 100
 UNLIMITED_RANK = 1 << 20
 """`max_rank` out of the way: the trainer clips it to what the budget can reach."""
 
-NSC_SL_UP_SHARE = 0.65
-"""Share of both directions' bytes that goes up: by accuracy at 512x."""
-
 SETTINGS: dict[str, dict[str, Any]] = {
     "nsc_sl": {},
     "truncated_svd": {},
@@ -84,7 +81,7 @@ def up_share(method: str, shape: tuple[int, ...]) -> float:
     if method in ("top_k", "rand_top_k"):  # values of 16 bits both ways, indices on the way up alone
         index_bits = (math.prod(shape) - 1).bit_length()
         return (16 + index_bits) / (32 + index_bits)
-    return NSC_SL_UP_SHARE if method == "nsc_sl" else 0.5
+    return 0.5
 
 
 def directions(method: str, ratio: int, shape: tuple[int, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
