@@ -108,11 +108,11 @@ def cut(duplex: Duplex) -> Cut:
     def forward(x, state, side_up, side_down):
         payload, enc = duplex.up.compress(x, state.up.enc, side_up)
         x_hat, dec = duplex.up.decompress(payload, state.up.dec, side_up)
-        return (x_hat, UpState(enc, dec)), (payload, state.down, side_down)
+        return (x_hat, UpState(enc, dec)), (payload, dec, state.down, side_down)
 
     def backward(residuals, cotangents):
-        payload, down, side_down = residuals
-        side_down = duplex.side_down(payload, side_down)
+        payload, up_dec, down, side_down = residuals
+        side_down = duplex.side_down(payload, side_down, up_dec)
         down_payload, enc = duplex.down.compress(cotangents[0], down.enc, side_down)
         x_grad, dec = duplex.down.decompress(down_payload, down.dec, side_down)
         # Under vmap only what depends on the mapped cotangent is summed, and the sum is what gives a shared state away.

@@ -10,22 +10,23 @@ The header is a msgpack list: every static field, then (dtype code, *shape) of e
 has the rank as its leading axis; on the device it is padded to the largest rank, on the wire it is cut to the `rank`
 of the payload, which is an ordinary int32 field that stands before it. What the rank counts is the method's affair:
 components, bit planes, entries a sample; a field made by `doubling` has 2**rank rows, as a codebook does. A payload
-that counts several things names the count by which a field is cut. With every count 0 only the header and the fixed
-fields are left.
+that counts several things names the count by which a field is cut. A field made by `coded` crosses entropy-coded, in as
+many bytes as its count says: what the coder needs is bounded on the device, and the rest is zeros. With every count 0
+only the header and the fixed fields are left.
 """
 
 import dataclasses
 import math
 import numbers
 from collections.abc import Callable, Iterator
-from typing import Any, dataclass_transform
+from typing import Any, NamedTuple, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 import msgpack
 import numpy as np
 
-from nscjax.types import Array, PyTree
+from nscjax.types import Array, PyTree, Shape
 
 MAGIC = b"NS"
 VERSION = 1
@@ -64,7 +65,7 @@ def ranked(by: str = "rank") -> Any:
     Args:
         by: the int32 scalar field that holds the count; it stands before this one.
     """
-    return dataclasses.field(metadata={"by": by, "rows": lambda rank: rank, "top": lambda rows: rows})
+    return dataclasses.field(metadata={"by": by, "rows": lambda rank: rank, "top": lambda shape: shape[0]})
 
 
 def doubling() -> Any:
@@ -73,9 +74,37 @@ def doubling() -> Any:
         metadata={
             "by": "rank",
             "rows": lambda rank: (1 << rank) * (rank > 0),
-            "top": lambda rows: max(rows, 1).bit_length() - 1,
+            "top": lambda shape: max(shape[0], 1).bit_length() - 1,
         }
     )
+
+
+class Coder(NamedTuple):
+    """An entropy coder of one array, on the host.
+
+    Attributes:
+        encode: array -> bytes.
+        decode: `(bytes from anywhere, shape) -> array`, of bytes that zeros may follow; raises a `ValueError` for what
+            no encoder makes.
+    """
+
+    encode: Callable[[np.ndarray], bytes]
+    decode: Callable[[bytes, Shape], np.ndarray]
+
+
+def coded(by: str, coder: Coder) -> Any:
+    """Returns a dataclass field for an array of bytes that crosses entropy-coded; with a count of 0 it is zeros.
+
+    Args:
+        by: the int32 scalar field that holds how many bytes it takes, at most `most_coded`; it stands before this one.
+        coder: that makes no more bytes than that of what the method sends.
+    """
+    return dataclasses.field(metadata={"by": by, "coder": coder, "top": most_coded})
+
+
+def most_coded(shape: Shape) -> int:
+    """Returns the most bytes of a coded field: one an entry, and a coder's own."""
+    return math.prod(shape) + 64
 
 
 def static() -> Any:
@@ -83,7 +112,7 @@ def static() -> Any:
     return dataclasses.field(metadata={"static": True})
 
 
-@dataclass_transform(field_specifiers=(array, ranked, doubling, static), frozen_default=True)
+@dataclass_transform(field_specifiers=(array, ranked, doubling, coded, static), frozen_default=True)
 def payload(tag: int) -> Callable[[type], type]:
     """Returns a class decorator that makes a frozen dataclass a pytree and registers it under `tag` (0 to 255)."""
 
@@ -133,7 +162,7 @@ def most(payload: PyTree) -> dict[str, int]:
     tops: dict[str, int] = {}
     for field, spec in array_specs(payload):
         if "by" in field.metadata:
-            by, top = field.metadata["by"], field.metadata["top"](spec.shape[0])
+            by, top = field.metadata["by"], field.metadata["top"](spec.shape)
             tops[by] = min(top, tops.get(by, top))
     return tops
 
@@ -174,8 +203,9 @@ def frame_bytes(payload: PyTree, rank: int = 0, **counts: int) -> int:
         rank: how many rows of the fields ranked by `rank` cross.
         **counts: how many of those ranked by another count; 0 by default.
     """
-    by_count = _bytes_by_count(payload)
-    return _fixed_bytes(payload) + sum(int(by_count[by][n]) for by, n in ({"rank": rank} | counts).items() if n)
+    by_count, counts = _bytes_by_count(payload), {"rank": rank} | counts
+    length = _fixed_bytes(payload) + sum(counts.pop(by, 0) for by in _coded_counts(payload))
+    return length + sum(int(by_count[by][n]) for by, n in counts.items() if n)
 
 
 def num_bytes(payload: PyTree) -> Array:
@@ -187,7 +217,7 @@ def num_bytes(payload: PyTree) -> Array:
     length = jnp.asarray(_fixed_bytes(payload), jnp.int32)
     for by, table in _bytes_by_count(payload).items():
         length = length + jnp.asarray(table[table <= MAX_BYTES].astype(np.int32))[getattr(payload, by)]
-    return length
+    return length + sum(getattr(payload, by) for by in _coded_counts(payload))
 
 
 def affordable_rank(payload: PyTree, budget_bytes: Array | int) -> Array:
@@ -218,11 +248,17 @@ def _fixed_bytes(payload: PyTree) -> int:
     return PREFIX_BYTES + len(header(payload)) + CHECKSUM_BYTES + arrays
 
 
+def _coded_counts(payload: PyTree) -> list[str]:
+    """Returns the counts that are themselves the bytes of a coded field."""
+    return [field.metadata["by"] for field in array_fields(type(payload)) if "coder" in field.metadata]
+
+
 def _bytes_by_count(payload: PyTree) -> dict[str, np.ndarray]:
-    """Returns, for every count, the bytes of all fields ranked by it when it is 0, 1, ..., its largest value."""
-    tables = {by: np.zeros(top + 1, np.int64) for by, top in most(payload).items()}
+    """Returns, for every other count, the bytes of all fields ranked by it when it is 0, 1, ..., its largest value."""
+    coded = _coded_counts(payload)
+    tables = {by: np.zeros(top + 1, np.int64) for by, top in most(payload).items() if by not in coded}
     for field, spec in array_specs(payload):
-        if "by" in field.metadata:
+        if field.metadata.get("by") in tables:
             table = tables[field.metadata["by"]]
             row_bytes = math.prod(spec.shape[1:]) * np.dtype(spec.dtype).itemsize
             table += field.metadata["rows"](np.arange(len(table))) * row_bytes

@@ -189,7 +189,7 @@ def server_step(
         server.params, smashed_hat
     )
     is_skipped = measure.is_skipped(payload)
-    side_down = duplex.side_down(payload, side_down)
+    side_down = duplex.side_down(payload, side_down, up)
     side_down = side_down._replace(budget_bytes=jnp.where(is_skipped, 0, side_down.budget_bytes))
     down_payload, down = duplex.down.compress(smashed_grad, server.down, side_down)
     learnt = server._replace(state=state, up=up, down=down)
@@ -215,7 +215,7 @@ def client_backward(
         (gradients of the client's parameters, the gradient of the cut as received, the client with new running and
         receiver state; its parameters are the caller's to update).
     """
-    side = duplex.side_down(pending.payload, side)
+    side = duplex.side_down(pending.payload, side, client.up)
     smashed_grad, down = duplex.down.decompress(payload, client.down, side)
     total = smashed_grad if pending.penalty_grad is None else smashed_grad + pending.penalty_grad
     (grads,) = pending.vjp(total.astype(pending.smashed.dtype))

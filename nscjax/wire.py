@@ -39,11 +39,23 @@ def encode(payload: PyTree) -> bytes:
     values = jax.device_get(payload)
     for field in layout.array_fields(type(payload)):
         value = np.asarray(getattr(values, field.name))
-        if "by" in field.metadata:
-            value = value[: field.metadata["rows"](int(getattr(values, field.metadata["by"])))]
-        parts.append(value.tobytes())
+        count = int(getattr(values, field.metadata["by"])) if "by" in field.metadata else 0
+        if "coder" in field.metadata:
+            parts.append(_coded(field.metadata["coder"], value, count))
+        elif "by" in field.metadata:
+            parts.append(value[: field.metadata["rows"](count)].tobytes())
+        else:
+            parts.append(value.tobytes())
     body = b"".join(parts)
     return body + zlib.crc32(body).to_bytes(layout.CHECKSUM_BYTES, "little")
+
+
+def _coded(coder: layout.Coder, value: np.ndarray, num_bytes: int) -> bytes:
+    """Returns the coded array, in exactly so many bytes."""
+    data = coder.encode(value) if num_bytes else b""
+    if len(data) > num_bytes:
+        raise AssertionError(f"{len(data)} coded bytes where {num_bytes} were counted")
+    return data.ljust(num_bytes, b"\0")
 
 
 def decode(frame: bytes, like: PyTree = None, max_bytes: int = MAX_BYTES) -> PyTree:
@@ -66,6 +78,22 @@ def decode(frame: bytes, like: PyTree = None, max_bytes: int = MAX_BYTES) -> PyT
     else:
         template = _template(cls, head, max_bytes)
     return _read_arrays(template, body)
+
+
+def _decoded(coder: layout.Coder, name: str, data: bytes, num_bytes: int, spec: jax.ShapeDtypeStruct) -> np.ndarray:
+    """Returns the array that so many coded bytes stand for."""
+    if len(data) < num_bytes:
+        raise WireError(f"frame's field {name} takes {num_bytes} bytes; the body has {len(data)} left")
+    if not num_bytes:
+        return np.zeros(spec.shape, spec.dtype)
+    try:
+        value = coder.decode(data, spec.shape)
+        is_whole = _coded(coder, value, num_bytes) == data
+    except (ValueError, AssertionError) as problem:
+        raise WireError(f"frame's field {name}: {problem!s:.200}") from problem
+    if not is_whole:  # a frame that decodes is one that `encode` makes
+        raise WireError(f"frame's field {name} holds bytes that no encoder makes")
+    return value
 
 
 def _open(frame: bytes, max_bytes: int) -> tuple[type, bytes, bytes]:
@@ -141,10 +169,15 @@ def _read_arrays(template: PyTree, body: bytes) -> PyTree:
     arrays: dict[str, np.ndarray] = {}
     position, most = 0, layout.most(template)
     for field, spec in layout.array_specs(template):
-        is_ranked, shape = "by" in field.metadata, spec.shape
+        coder, is_ranked, shape = field.metadata.get("coder"), "rows" in field.metadata, spec.shape
         if is_ranked:
             shape = (field.metadata["rows"](int(arrays[field.metadata["by"]])), *shape[1:])
         dtype = np.dtype(spec.dtype)
+        if coder:
+            end = position + int(arrays[field.metadata["by"]])
+            arrays[field.name] = _decoded(coder, field.name, body[position:end], end - position, spec)
+            position = end
+            continue
         end = position + math.prod(shape) * dtype.itemsize
         if end > len(body):
             raise WireError(f"frame's field {field.name} ends at byte {end} of the body; the body has {len(body)}")

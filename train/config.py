@@ -95,6 +95,7 @@ class DirectionConfig:
         subvector: of `fedlite`: entries of a subvector, at least 1.
         most_bits: of `fedlite`: the most bits of a subvector that a budget may choose, 1 to 16.
         weight: of `fedlite`: of the correction of the client's gradient, at least 0.
+        max_features: of `nsc_rd`: the most rows of the basis along features (`max_rank`: along places), at least 1.
         bands: of `dct`: the most bands of frequencies that get bits, the lowest first, at least 1; by default all.
         threshold: of `sl_fac`: share of the energy in the low frequencies, in (0, 1].
         error_feedback: of `powersgd`: whether what was not sent is added to the next message.
@@ -117,6 +118,7 @@ class DirectionConfig:
     subvector: int | None = None
     most_bits: int | None = None
     weight: float | None = None
+    max_features: int | None = None
     bands: int | None = None
     threshold: float | None = None
     error_feedback: bool | None = None
@@ -320,7 +322,11 @@ _NOUNS = {int: "a whole number", float: "a finite number", bool: "true or false"
 _RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ("a whole number in [0, 2**32)", lambda value: 0 <= value < 2**32, ("seed",)),
     ("a number in (0, 1]", lambda value: 0 < value <= 1, ("energy", "feedback_decay", "alpha", "threshold")),
-    ("a number >= 1", lambda value: value >= 1, ("rank", "k", "bits", "bands", "groups", "subvector", "bottleneck")),
+    (
+        "a number >= 1",
+        lambda value: value >= 1,
+        ("rank", "k", "bits", "bands", "groups", "subvector", "bottleneck", "max_features"),
+    ),
     ("a number in [1, 16]", lambda value: 1 <= value <= 16, ("most_bits",)),
     ("a number in [0, 1)", lambda value: 0 <= value < 1, ("warmup",)),
     ("4, 8, 16", lambda value: value in (4, 8, 16), ("factor_bits",)),

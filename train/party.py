@@ -112,9 +112,9 @@ def _payloads(setup: states.Setup, spec: jax.ShapeDtypeStruct, whole: states.Tra
         side = SideInfo(jax.random.key(0), budget, ids)
         return setup.duplex.up.compress(smashed, enc, side)[0]
 
-    def down(smashed_grad, enc, up_payload, ids, budget):
-        side = setup.duplex.side_down(up_payload, SideInfo(jax.random.key(0), budget, ids))
+    def down(smashed_grad, enc, up_payload, up_state, ids, budget):
+        side = setup.duplex.side_down(up_payload, SideInfo(jax.random.key(0), budget, ids), up_state)
         return setup.duplex.down.compress(smashed_grad, enc, side)[0]
 
     up_payload = jax.eval_shape(up, spec, whole.client.up, batch, scalar)
-    return up_payload, jax.eval_shape(down, spec, whole.server.down, up_payload, batch, scalar)
+    return up_payload, jax.eval_shape(down, spec, whole.server.down, up_payload, whole.server.up, batch, scalar)

@@ -209,7 +209,7 @@ class Server:
             state.party, state.optimiser, number, payload, y, sample_ids, up, down
         )
         message, mirror = made.echo(
-            payload, answered.payload, answered.smashed_grad, state.mirror, number, sample_ids, down
+            payload, moved.up, answered.payload, answered.smashed_grad, state.mirror, number, sample_ids, down
         )
         loss, accuracy, distortion, *is_finite = jax.device_get(
             (answered.loss, answered.accuracy, message.distortion, answered.are_grads_finite, answered.is_half_finite)

@@ -288,6 +288,7 @@ def echo_up(
 def echo_down(
     setup: Setup,
     up_payload: PyTree,
+    up_state: PyTree,
     payload: PyTree,
     smashed_grad: Array,
     mirror: PyTree,
@@ -300,6 +301,7 @@ def echo_down(
     Args:
         setup: of the run.
         up_payload: what it answers.
+        up_state: the server's of the uplink, after that.
         payload: that was sent.
         smashed_grad: the gradient of the cut as it was.
         mirror: the receiver's state before.
@@ -308,7 +310,7 @@ def echo_down(
         budget: int32, bytes.
     """
     *_, down_key = _keys(setup, step)
-    side = setup.duplex.side_down(up_payload, SideInfo(down_key, budget, sample_ids))
+    side = setup.duplex.side_down(up_payload, SideInfo(down_key, budget, sample_ids), up_state)
     grad_hat, new_mirror = setup.duplex.down.decompress(payload, mirror, side)
     message = split.message(setup.duplex.down, payload, smashed_grad, grad_hat)
     return message, split.select(measure.is_skipped(up_payload), mirror, new_mirror)

@@ -60,8 +60,8 @@ class Compressor(NamedTuple):
         decompress: `(payload, dec_state, side) -> (x_hat, dec_state)`.
         num_bytes: `(payload) -> int32`, the length of the frame that `nscjax.wire.encode` makes of it.
         min_bytes: `(spec) -> int`, the smallest frame that carries anything.
-        support: `(payload) -> SideInfo.support` of the other direction: what an uplink's payload fixes for the
-            gradient; None for the many methods that fix nothing.
+        support: `(payload, state) -> SideInfo.support` of the other direction: what an uplink's message fixes for the
+            gradient, from its payload and either end's state after it; None for the many methods that fix nothing.
         penalty: `(x, x_hat) -> scalar` that the method adds to its sender's own loss; None for the many that add none.
     """
 
@@ -70,7 +70,7 @@ class Compressor(NamedTuple):
     decompress: Decompress
     num_bytes: Callable[[PyTree], Array]
     min_bytes: Callable[[jax.ShapeDtypeStruct], int]
-    support: Callable[[PyTree], Any] | None = None
+    support: Callable[[PyTree, PyTree], Any] | None = None
     penalty: Callable[[Array, Array], Array] | None = None
 
 
@@ -90,13 +90,19 @@ class Duplex(NamedTuple):
     share: Callable[[PyTree, SideInfo], SideInfo] | None = None
     penalty: Callable[[Array, Array], Array] | None = None
 
-    def side_down(self, up_payload: PyTree, side: SideInfo) -> SideInfo:
-        """Returns the downlink's side information with what the uplink's payload fixes."""
+    def side_down(self, up_payload: PyTree, side: SideInfo, up_state: PyTree = None) -> SideInfo:
+        """Returns the downlink's side information with what the uplink's message fixes.
+
+        Args:
+            up_payload: of the uplink.
+            side: of the downlink.
+            up_state: either end's state of the uplink after that message; few methods look at it.
+        """
         if self.share is not None:
             return self.share(up_payload, side)
         if self.up.support is None or _kind(self.up.support) != _kind(self.down.support):
             return side  # the other method would not know what it says
-        return side._replace(support=self.up.support(up_payload))
+        return side._replace(support=self.up.support(up_payload, up_state))
 
     def client_penalty(self) -> Callable[[Array, Array], Array] | None:
         """Returns what the client adds to its own loss, or None."""

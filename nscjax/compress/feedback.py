@@ -1,5 +1,7 @@
 """Residual feedback as wrappers of any compressor: across steps, or per sample."""
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -48,7 +50,19 @@ def error_feedback(compressor: Compressor, decay: float = 1.0) -> Compressor:
         sent, dec = compressor.decompress(payload, state.dec, side)
         return payload, ErrorFeedbackState(_finite(target - sent, state.residual), enc, dec)
 
-    return compressor._replace(init=init, compress=compress)
+    return compressor._replace(init=init, compress=compress, support=_unwrapped(compressor.support))
+
+
+def _unwrapped(support: Callable | None) -> Callable | None:
+    """Returns the support of a wrapped compressor, which knows nothing of the wrapper's state."""
+    if support is None:
+        return None
+
+    @functools.wraps(support)
+    def of_either_end(payload, state):
+        return support(payload, state.enc if isinstance(state, ErrorFeedbackState) else state)
+
+    return of_either_end
 
 
 class DeltaState(NamedTuple):

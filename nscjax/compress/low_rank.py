@@ -246,7 +246,7 @@ def factorised(
     return Compressor(init, compress, decompress, layout.num_bytes, min_bytes, support=subspace if shares else None)
 
 
-def subspace(payload: LowRank) -> Subspace:
+def subspace(payload: LowRank, _state: PyTree = None) -> Subspace:
     """Returns what an uplink's payload fixes for the gradient.
 
     A zero tensor spans nothing; the slowest cosines stand in for it, or a client whose units have all died would never

@@ -118,7 +118,7 @@ def sparse(score: Callable[[Array, Array, SideInfo], Array], k: int | None) -> C
     def min_bytes(spec):
         return layout.frame_bytes(_empty(spec), rank=k or 1)
 
-    def support(payload):
+    def support(payload, _state):
         """Returns bool, the cut tensor's shape: the entries that were sent."""
         batch, width = payload.shape[0], math.prod(payload.shape[1:])
         ones = jnp.ones(payload.values.shape, bool)

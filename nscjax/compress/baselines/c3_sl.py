@@ -91,7 +91,7 @@ def c3_sl(*, groups: int | None = None) -> Compressor:
     def min_bytes(spec):
         return layout.frame_bytes(_empty(spec), rank=1)
 
-    def support(payload):
+    def support(payload, _state):
         """Returns the number of groups: with another one the gradient would not be the exact one."""
         return payload.rank
 

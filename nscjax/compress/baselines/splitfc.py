@@ -122,7 +122,7 @@ def splitfc(*, bits: int = 2) -> Compressor:
     def min_bytes(spec):
         return layout.frame_bytes(_empty(spec, bits), rank=1)
 
-    def support(payload):
+    def support(payload, _state):
         """Returns float32 [d]: by what the gradient of every column is multiplied, 0 for those that were dropped."""
         return jnp.where(_is_kept(payload), payload.weights[_order(payload)].astype(jnp.float32), 0.0)
 

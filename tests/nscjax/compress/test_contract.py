@@ -39,6 +39,9 @@ UNBOUNDED = {"identity"}
 COARSE = {"aq_sgd", "uniform"}
 """Methods whose least frame may lose more than no frame does: 1 bit between the least and the largest entry."""
 
+CODED = {"nsc_rd"}
+"""Methods with an entropy coder: how long their least frame is depends on the values."""
+
 NOISY = {"c3_sl", "splitfc"}
 """Methods that lose something however large the budget is, or draw at random what they send."""
 
@@ -57,6 +60,7 @@ class Case:
 
     def __init__(self, method, wrapper, tensor):
         self.is_unbounded, self.is_noisy, self.is_coarse = (method in names for names in (UNBOUNDED, NOISY, COARSE))
+        self.is_coded = method in CODED
         self.compressor = WRAPPERS[wrapper](compress.METHODS[method]())
         self.shape, self.dtype = TENSORS[tensor]
         self.spec = jax.ShapeDtypeStruct(self.shape, self.dtype)
@@ -143,7 +147,7 @@ def test_frames_have_their_length_and_keep_to_the_budget(case):
 def test_the_least_budget_affords_the_least_frame(case):
     least = case.compressor.min_bytes(case.spec)
     payload, _ = case.sent(case.tensor(), least)
-    assert case.compressor.num_bytes(payload) == least
+    assert case.compressor.num_bytes(payload) == least or (case.is_coded and case.compressor.num_bytes(payload) < least)
     if measure.rank(payload) is not None:
         assert measure.rank(payload) >= 1
         below, x_hat = case.sent(case.tensor(), least - 1)

@@ -1,0 +1,488 @@
+"""NSC-RD: an adaptive subspace along places and along features, one step for all coefficients, entropy coding.
+
+The cut tensor is seen as [B, S, C]: samples, places (pixels or tokens; 1 for vectors), features. Its coefficients are
+
+    Y[b, k, j] = sum_s sum_c P[k, s] Q[j, c] X[b, s, c]
+
+with orthonormal rows in P [K, S] and Q [J, C]: what the paper's adaptive subspace is, along two axes. They come from
+orthogonal iterations with a warm start, and cross when they have moved; until the first time, P is a cosine transform
+and Q the identity. All coefficients are rounded with one step, which is reverse water-filling: groups of coefficients
+that lie below it vanish, and that is the adaptive rank. A group is a pair (k, j) of the whole batch; its class, its
+deviation in steps, picks the table of the entropy coder (`nscjax.entropy`). The step is the finest whose frame fits
+the budget, by a search over the very costs that the coder will have.
+
+The gradient crosses in the subspace of its uplink, in the groups that the uplink sent: what is outside has no effect on
+the loss, for the server never saw it. No basis crosses a second time.
+
+Source: the transform is a Tucker decomposition by orthogonal iteration (De Lathauwer, De Moor and Vandewalle 2000, "On
+the best rank-1 and rank-(R1, ..., RN) approximation of higher-order tensors"); step, dead zone and centroids as in
+Sullivan 1996, "Efficient scalar quantization of exponential and Laplacian random variables". Their use here is ours.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nscjax import check, entropy, layout, linalg
+from nscjax.compress import view as views
+from nscjax.compress.base import Compressor
+from nscjax.types import Array, Key, Shape
+
+STEPS_AN_OCTAVE = 32
+"""Choices of the quantisation step between one and its double."""
+
+NUM_STEPS = 7 * STEPS_AN_OCTAVE
+"""Choices of the step, from the largest coefficient down to where that is the largest symbol."""
+
+OVERSAMPLE = 4
+"""Rows of a warm basis beyond those that are used."""
+
+MOVED = 0.02
+"""Share of the energy that the basis both ends hold may lose against the newest one before that is sent."""
+
+AFFORDABLE = 0.7
+"""Share of a budget that a new basis may take."""
+
+SHIFT = 1e-3
+"""Multiple of the identity that is added to a covariance, as a share of its largest eigenvalue."""
+
+BASIS_MOST = 7
+"""The largest code of a basis's entry, which has 4 bits."""
+
+
+def _encode_groups(groups: np.ndarray) -> bytes:
+    return entropy.encode(groups[..., 0].astype(np.uint8), groups[..., 1:])
+
+
+def _decode_groups(data: bytes, shape: Shape) -> np.ndarray:
+    rows, columns, width = shape
+    classes, symbols = entropy.decode(data, rows, columns, width - 1)
+    return np.concatenate([classes[..., None].astype(np.int8), symbols], axis=-1)
+
+
+@layout.payload(tag=15)
+class Coded:
+    """The entropy-coded coefficients of a cut tensor.
+
+    Attributes:
+        rank: int32 scalar, how many groups are sent.
+        version: float32 scalar, a whole number: which basis they belong to. (States travel as cotangents: floats.)
+        moved: int32 scalar, the rows of `places` that cross: none, or all with those of `features`.
+        moved_features: int32 scalar, the rows of `features` that cross.
+        step: int32 scalar, which step: the largest coefficient over 2**(step / STEPS_AN_OCTAVE).
+        size: int32 scalar, bytes of the coded groups.
+        peak: float32 scalar, the largest coefficient.
+        places: uint8 [K, ceil(S / 2)], the basis along places before it is made orthonormal, two entries a byte.
+        features: uint8 [J, ceil(C / 2)], that along features.
+        groups: int8 [K, J, 1 + B], of every group its class and its symbols.
+        shape: the cut tensor's shape.
+        dtype: its dtype's code in `layout.DTYPES`.
+    """
+
+    rank: Array = layout.array()
+    version: Array = layout.array()
+    moved: Array = layout.array()
+    moved_features: Array = layout.array()
+    step: Array = layout.array()
+    size: Array = layout.array()
+    peak: Array = layout.array()
+    places: Array = layout.ranked("moved")
+    features: Array = layout.ranked("moved_features")
+    groups: Array = layout.coded("size", layout.Coder(_encode_groups, _decode_groups))
+    shape: Shape = layout.static()
+    dtype: int = layout.static()
+
+    def problem(self, max_bytes: int) -> str | None:
+        """Returns what is wrong with a payload read from a frame's own header, or None."""
+        if problem := layout.tensor_problem(self, max_bytes):
+            return problem
+        if len(self.shape) not in views.AXES:
+            return f"its shape is {self.shape}"
+        _, s, c = three_axes(self.shape)
+        k, j = (basis.shape[0] if len(basis.shape) == 2 else 0 for basis in (self.places, self.features))
+        if not (1 <= k <= s and 1 <= j <= c):
+            return (
+                f"its bases have {self.places.shape} and {self.features.shape} bytes; allowed: up to {s} and {c} rows"
+            )
+        return layout.arrays_problem(self, _empty(layout.tensor_spec(self), k, j))
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["places", "features", "is_sent"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Bases:
+    """What an uplink fixes for the gradient.
+
+    Attributes:
+        places: float32 [K, S], orthonormal rows.
+        features: float32 [J, C], orthonormal rows.
+        is_sent: bool [K, J], the groups that the uplink sent.
+    """
+
+    places: Array
+    features: Array
+    is_sent: Array
+
+
+class Basis(NamedTuple):
+    """A basis as both ends hold it.
+
+    Attributes:
+        places: float32 [K, S], orthonormal rows.
+        features: float32 [J, C], orthonormal rows.
+        version: float32 scalar, a whole number: how often it has been sent.
+    """
+
+    places: Array
+    features: Array
+    version: Array
+
+
+class SenderState(NamedTuple):
+    """What the sender carries.
+
+    Attributes:
+        held: what the receiver holds.
+        places: float32 [K + some, S], the warm basis.
+        features: float32 [J + some, C].
+    """
+
+    held: Basis
+    places: Array
+    features: Array
+
+
+def nsc_rd(*, max_rank: int = 16, max_features: int = 64) -> Compressor:
+    """Returns the NSC-RD compressor.
+
+    Args:
+        max_rank: the most rows K of the basis along places, >= 1; clipped to them. Vectors have one place.
+        max_features: the most rows J of the basis along features, >= 1; clipped to them.
+
+    Raises:
+        InputError: an argument out of range.
+
+    Example:
+        >>> import jax, nscjax.compress as compress
+        >>> c = compress.nsc_rd(max_rank=4)
+        >>> x = jax.random.normal(jax.random.key(0), (8, 4, 4, 16))
+        >>> enc, dec = c.init(jax.random.key(1), jax.ShapeDtypeStruct(x.shape, x.dtype))
+        >>> side = compress.SideInfo(key=jax.random.key(2), budget_bytes=500)
+        >>> payload, enc = jax.jit(c.compress)(x, enc, side)
+        >>> bool(c.num_bytes(payload) <= 500)
+        True
+    """
+    check.count("max_rank", max_rank, 1)
+    check.count("max_features", max_features, 1)
+
+    def sizes(shape: Shape) -> tuple[int, int]:
+        _, s, c = three_axes(shape)
+        return min(max_rank, s), min(max_features, c)
+
+    def init(key, spec):
+        del key
+        (_, s, c), (k, j) = three_axes(spec.shape), sizes(spec.shape)
+        places, features = slowest_cosines(spec.shape), jnp.eye(c, dtype=jnp.float32)
+        held = Basis(places[:k], features[:j], jnp.zeros((), jnp.float32))
+        return SenderState(held, places[: min(k + OVERSAMPLE, s)], features[: min(j + OVERSAMPLE, c)]), held
+
+    def compress(x, enc_state, side):
+        template = _empty(x, *sizes(x.shape))
+        tensor, peak = _three(x)
+        budget = layout.within_int32(side.budget_bytes)
+        if isinstance(side.support, Bases):
+            known = side.support
+            sent = _code(template, _analysis(tensor, known.places, known.features), known.is_sent, budget)
+            return _scaled(template, sent, peak), enc_state
+        state = _follow(tensor, enc_state, side.key)
+        least = max(_basis_bytes(template) / AFFORDABLE, _basis_bytes(template) + _least_bytes(template))
+        is_affordable = budget >= math.ceil(least)
+        codes = [_basis_codes(warm[: len(held)]) for warm, held in zip(state[1:], enc_state.held)]
+        places, features = (_basis_of(code, rows.shape[1]) for code, rows in zip(codes, enc_state.held))
+        new = Basis(places, features, enc_state.held.version + 1)
+        is_new = is_affordable & _is_better(tensor, new, enc_state.held)
+        held = jax.tree.map(lambda new, old: jnp.where(is_new, new, old), new, enc_state.held)
+        moved = {
+            "version": held.version,
+            "moved": jnp.where(is_new, jnp.int32(template.places.shape[0]), 0),
+            "moved_features": jnp.where(is_new, jnp.int32(template.features.shape[0]), 0),
+            "places": jnp.where(is_new, codes[0], 0),
+            "features": jnp.where(is_new, codes[1], 0),
+        }
+        room = budget - jnp.where(is_new, _basis_bytes(template), 0)
+        everything = jnp.ones(template.groups.shape[:2], bool)
+        sent = _code(template, _analysis(tensor, held.places, held.features), everything, room)
+        # A message that is not finite, or that carries nothing, must not move what both ends hold.
+        is_message = jnp.isfinite(peak) & (sent["rank"] > 0)
+        moved = {name: jnp.where(is_message, value, jnp.zeros_like(value)) for name, value in moved.items()}
+        moved["version"] = jnp.where(is_message, moved["version"], enc_state.held.version)
+        new_state = SenderState(held, *state[1:])
+        new_state = jax.tree.map(lambda new, old: jnp.where(is_message, new, old), new_state, enc_state)
+        return _scaled(template, sent | moved, peak), new_state
+
+    def min_bytes(spec):
+        return _least_bytes(_empty(spec, *sizes(spec.shape)))
+
+    return Compressor(init, compress, decompress, layout.num_bytes, min_bytes, support=support)
+
+
+def forget(state: SenderState) -> SenderState:
+    """Returns a sender's state whose next message carries a whole basis: for a receiver that has missed one.
+
+    Should the budget not afford it, the message after is to carry it.
+    """
+    held = Basis(jnp.zeros_like(state.held.places), jnp.zeros_like(state.held.features), state.held.version)
+    return state._replace(held=held)
+
+
+def support(payload: Coded, state: SenderState | Basis) -> Bases:
+    """Returns what an uplink's message fixes for the gradient.
+
+    Args:
+        payload: of the uplink.
+        state: either end's after that message.
+    """
+    held = state.held if isinstance(state, SenderState) else state
+    is_sent = payload.groups[..., 0] > 0
+    # A zero tensor sends no group, and a client whose units have all died would never hear of a gradient again.
+    return Bases(held.places, held.features, is_sent | ((payload.rank > 0) & ~jnp.any(is_sent)))
+
+
+def decompress(payload: Coded, dec_state: Basis, side) -> tuple[Array, Basis]:
+    """Returns `(x_hat, dec_state)`. Rank 0 gives zeros.
+
+    A message that belongs to a basis that the receiver does not hold gives NaN: it is an error, and a loud one.
+    """
+    known, new = side.support, dec_state
+    is_known = jnp.asarray(True)
+    if not isinstance(known, Bases):
+        _, s, c = three_axes(payload.shape)
+        sent = Basis(_basis_of(payload.places, s), _basis_of(payload.features, c), payload.version)
+        new = jax.tree.map(lambda sent, held: jnp.where(payload.moved > 0, sent, held), sent, dec_state)
+        known, is_known = new, payload.version == new.version
+    values = _values(payload.groups[..., 1:], payload.groups[..., 0], payload.step) * payload.peak
+    x_hat = _synthesis(jnp.where(payload.rank > 0, values, 0.0), known.places, known.features)
+    x_hat = jnp.where(is_known | (payload.rank == 0), x_hat, jnp.nan)
+    spec = layout.tensor_spec(payload)
+    largest = jnp.finfo(spec.dtype).max.astype(jnp.float32)
+    return jnp.clip(x_hat.reshape(spec.shape), -largest, largest).astype(spec.dtype), new
+
+
+def three_axes(shape: Shape) -> Shape:
+    """Returns [B, S, C] of a cut tensor of `shape`: samples, places, features."""
+    views.names(shape)  # refuses what has no axes to name
+    return shape[0], math.prod(shape[1:-1]), shape[-1]
+
+
+def slowest_cosines(shape: Shape) -> Array:
+    """Returns the cosine transform along the places of a cut tensor, float32 [S, S], the slowest rows first."""
+    sizes = shape[1:-1] or (1,)
+    rows = functools.reduce(jnp.kron, [linalg.dct_matrix(size) for size in sizes])
+    frequency = functools.reduce(np.add.outer, [np.arange(size) for size in sizes]).reshape(-1)
+    return rows[np.argsort(frequency, kind="stable")]
+
+
+def _three(x: Array) -> tuple[Array, Array]:
+    """Returns x as [B, S, C] over its largest magnitude, and that."""
+    tensor = x.astype(jnp.float32).reshape(three_axes(x.shape))
+    peak = jnp.max(jnp.abs(tensor))
+    return tensor / jnp.where(peak > 0, peak, 1.0), peak
+
+
+_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+
+
+def _analysis(tensor_bsc: Array, places_ks: Array, features_jc: Array) -> Array:
+    """Returns the coefficients [K, J, B]."""
+    return _einsum("kbc,jc->kjb", _einsum("bsc,ks->kbc", tensor_bsc, places_ks), features_jc)
+
+
+def _synthesis(coefficients_kjb: Array, places_ks: Array, features_jc: Array) -> Array:
+    """Returns the tensor [B, S, C] of the coefficients."""
+    return _einsum("kbc,ks->bsc", _einsum("kjb,jc->kbc", coefficients_kjb, features_jc), places_ks)
+
+
+def _follow(tensor_bsc: Array, state: SenderState, key: Key) -> SenderState:
+    """Returns the state with both warm bases one orthogonal iteration further; features are those of the places."""
+    image_kbc = _einsum("bsc,ks->kbc", tensor_bsc, state.places)
+    places = _moved_on(_einsum("kbc,bsc->ks", image_kbc, tensor_bsc), state.places, key)
+    image_jkb = _einsum("kbc,jc->jkb", image_kbc, state.features)
+    features = _moved_on(_einsum("jkb,kbc->jc", image_jkb, image_kbc), state.features, key)
+    return SenderState(state.held, places, features)
+
+
+def _moved_on(images: Array, rows: Array, key: Key) -> Array:
+    """Returns orthonormal rows from the images of such rows under a covariance.
+
+    A little of the rows themselves is left in: the covariance plus a multiple of the identity has the same
+    eigenvectors, and full rank where there are more rows than the tensor has directions.
+    """
+    largest = jnp.max(jnp.linalg.norm(images, axis=1))
+    return linalg.orthonormal_rows(images + SHIFT * largest * rows, key)
+
+
+def _is_better(tensor_bsc: Array, new: Basis, held: Basis) -> Array:
+    """Returns whether a new basis is worth its bytes: it holds more of the energy, or in fewer groups."""
+    before, after = (
+        jnp.mean(jnp.square(_analysis(tensor_bsc, basis.places, basis.features)), axis=-1) for basis in (held, new)
+    )
+    level = MOVED * jnp.mean(after) + jnp.finfo(jnp.float32).tiny
+    bits_before, bits_after = (jnp.sum(jnp.log2(1 + energy / level)) for energy in (before, after))
+    return (jnp.sum(before) < (1 - MOVED) * jnp.sum(after)) | (bits_before > (1 + MOVED) * bits_after)
+
+
+def _basis_codes(rows: Array) -> Array:
+    """Returns rows in 4 bits an entry, uint8 [k, ceil(n / 2)]; their lengths do not matter."""
+    peak = jnp.max(jnp.abs(rows), axis=1, keepdims=True)
+    codes = jnp.round(rows / jnp.where(peak > 0, peak, 1.0) * BASIS_MOST).astype(jnp.int32) + BASIS_MOST
+    pairs = jnp.pad(codes, ((0, 0), (0, codes.shape[1] % 2))).reshape(len(codes), -1, 2)
+    return (pairs[..., 0] * 16 + pairs[..., 1]).astype(jnp.uint8)
+
+
+def _basis_of(codes: Array, length: int) -> Array:
+    """Returns the orthonormal rows [k, length] that codes stand for; both ends make them of the same codes."""
+    codes = jnp.stack([codes // 16, codes % 16], axis=-1).reshape(len(codes), -1)[:, :length]
+    return linalg.nearly_orthonormal_rows(codes.astype(jnp.float32) - BASIS_MOST)
+
+
+def _empty(spec: jax.ShapeDtypeStruct | Array, k: int, j: int) -> Coded:
+    """Returns the payload's layout for cut tensors of `spec` with K and J rows."""
+    b, s, c = three_axes(spec.shape)
+    arrays: dict[str, Any] = {
+        **dict.fromkeys(("rank", "moved", "moved_features", "step", "size"), jax.ShapeDtypeStruct((), jnp.int32)),
+        **dict.fromkeys(("version", "peak"), jax.ShapeDtypeStruct((), jnp.float32)),
+        "places": jax.ShapeDtypeStruct((k, -(-s // 2)), jnp.uint8),
+        "features": jax.ShapeDtypeStruct((j, -(-c // 2)), jnp.uint8),
+        "groups": jax.ShapeDtypeStruct((k, j, 1 + b), jnp.int8),
+    }
+    return Coded(**arrays, shape=tuple(spec.shape), dtype=layout.DTYPES.index(str(spec.dtype)))
+
+
+def _basis_bytes(template: Coded) -> int:
+    """Returns what a new basis adds to a frame."""
+    return template.places.size + template.features.size
+
+
+def _code(template: Coded, coefficients_kjb: Array, may_send_kj: Array, room: Array) -> dict[str, Array]:
+    """Returns the fields of the finest frame that fits.
+
+    Args:
+        template: the payload's layout.
+        coefficients_kjb: float32 [K, J, B].
+        may_send_kj: bool [K, J], the groups that may be sent.
+        room: int32, the largest frame without a new basis.
+    """
+    coefficients = jnp.where(may_send_kj[..., None], coefficients_kjb, 0.0)
+    peak = jnp.max(jnp.abs(coefficients))
+    unit = coefficients / jnp.where(peak > 0, peak, 1.0)
+    log_deviation = 0.5 * jnp.log2(jnp.mean(jnp.square(unit), axis=-1) + jnp.finfo(jnp.float32).tiny)
+    room_bytes = jnp.minimum(room - layout.frame_bytes(template), layout.most_coded(template.groups.shape))
+
+    def coded(step):
+        symbols = _symbols(unit, step)
+        return symbols, _classes(symbols, log_deviation, step)
+
+    def halve(_, carry):
+        low, high = carry
+        middle = (low + high) // 2
+        fits = _size(_cost(*coded(middle))) <= room_bytes
+        return jnp.where(fits, middle, low), jnp.where(fits, high, middle)
+
+    first = jnp.int32(-1), jnp.int32(NUM_STEPS + 1)
+    step, _ = jax.lax.fori_loop(0, math.ceil(math.log2(NUM_STEPS + 2)), halve, first)
+    fits, step = step >= 0, jnp.clip(step, 0, NUM_STEPS)
+    symbols, classes = coded(step)
+    keeps = fits | _strongest(symbols, classes, log_deviation, room_bytes)
+    symbols, classes = jnp.where(keeps[..., None], symbols, 0), jnp.where(keeps, classes, 0)
+    is_message = room >= _least_bytes(template)
+    rank = jnp.maximum(jnp.sum(classes > 0, dtype=jnp.int32), 1)
+    groups = jnp.concatenate([classes[..., None], symbols], axis=-1).astype(jnp.int8)
+    return {
+        "rank": jnp.where(is_message, rank, 0),
+        "step": step,
+        "size": jnp.where(is_message, _size(_cost(symbols, classes)), 0),
+        "peak": peak,
+        "groups": jnp.where(is_message, groups, 0),
+    }
+
+
+def _symbols(unit_kjb: Array, step: Array) -> Array:
+    """Returns the coefficients, at most 1 in magnitude, in steps, int32."""
+    scale = jnp.exp2(step.astype(jnp.float32) / STEPS_AN_OCTAVE)
+    magnitude = jnp.floor(jnp.abs(unit_kjb) * scale + (1 - entropy.DEAD_ZONE))
+    magnitude = jnp.minimum(jnp.nan_to_num(magnitude), entropy.MOST)
+    return (jnp.sign(unit_kjb) * magnitude).astype(jnp.int32)
+
+
+def _classes(symbols_kjb: Array, log_deviation_kj: Array, step: Array) -> Array:
+    """Returns the class of every group, int32: the deviation in steps, 0 where no symbol is left."""
+    nearest = jnp.round(2 * (log_deviation_kj + step.astype(jnp.float32) / STEPS_AN_OCTAVE)) + entropy.CLASS_OF_ONE
+    nearest = jnp.clip(jnp.nan_to_num(nearest), 1, entropy.NUM_CLASSES - 1).astype(jnp.int32)
+    return jnp.where(jnp.any(symbols_kjb != 0, axis=-1), nearest, 0)
+
+
+def _values(symbols_kjb: Array, classes_kj: Array, step: Array) -> Array:
+    """Returns what the symbols stand for, as shares of the peak: the mean of their step by the class's distribution."""
+    beyond = jnp.asarray(entropy.centroids())[classes_kj.astype(jnp.int32)][..., None]
+    symbols = symbols_kjb.astype(jnp.float32)
+    magnitude = jnp.where(symbols == 0, 0.0, jnp.abs(symbols) + beyond)
+    return jnp.sign(symbols) * magnitude * jnp.exp2(-step.astype(jnp.float32) / STEPS_AN_OCTAVE)
+
+
+def _cost(symbols_kjb: Array, classes_kj: Array) -> Array:
+    """Returns what the coder needs for all groups, float32 bits."""
+    above = jnp.concatenate([jnp.zeros_like(classes_kj[:1]), classes_kj[:-1]])
+    of_map = jnp.asarray(entropy.class_bits())[above, classes_kj]
+    return (
+        jnp.sum(of_map).astype(jnp.float32) + jnp.sum(_group_costs(symbols_kjb, classes_kj).astype(jnp.float32))
+    ) / entropy.COST_UNIT
+
+
+def _group_costs(symbols_kjb: Array, classes_kj: Array) -> Array:
+    """Returns the cost of every group's symbols, int32 [K, J]."""
+    costs = jnp.asarray(entropy.symbol_bits())[classes_kj[..., None], jnp.abs(symbols_kjb)]
+    return jnp.sum(costs, axis=-1, dtype=jnp.int32)
+
+
+def _size(bits: Array | float) -> Array:
+    """Returns the bytes that are set aside for so many bits, int32; float32's rounding of the sum is allowed for."""
+    return jnp.ceil(jnp.asarray(bits, jnp.float32) / 8 * (1 + 2.0**-16)).astype(jnp.int32) + entropy.SLACK_BYTES
+
+
+def _strongest(symbols_kjb: Array, classes_kj: Array, log_deviation_kj: Array, room_bytes: Array) -> Array:
+    """Returns which groups to keep where not even the coarsest step fits, bool [K, J]: those with the most energy."""
+    group_bits = _group_costs(symbols_kjb, classes_kj) + 2 * np.max(entropy.class_bits())
+    order = jnp.argsort(-log_deviation_kj.reshape(-1))
+    spent = jnp.cumsum(group_bits.reshape(-1)[order].astype(jnp.float32)) / entropy.COST_UNIT
+    fits = _size(spent + _empty_map_bits(classes_kj.size)) <= room_bytes
+    return jnp.zeros(classes_kj.size, bool).at[order].set(fits).reshape(classes_kj.shape)
+
+
+def _empty_map_bits(num_groups: int) -> float:
+    """Returns what the classes of so many empty groups cost."""
+    return num_groups * float(entropy.class_bits()[0, 0]) / entropy.COST_UNIT
+
+
+def _least_bytes(template: Coded) -> int:
+    """Returns the length of the least frame in which some group has its place, whatever the values are."""
+    *num_groups, width = template.groups.shape
+    # At the coarsest step symbols are 0 and 1; as many are 1 as the class's deviation allows.
+    costs = entropy.symbol_bits()[1 : entropy.CLASS_OF_ONE + 1]
+    ones = np.minimum(2.0 ** (np.arange(1, len(costs) + 1) - entropy.CLASS_OF_ONE + 0.5), 1.0)
+    worst = np.max(ones * costs[:, 1] + (1 - ones) * costs[:, 0]) * (width - 1) + 2 * np.max(entropy.class_bits())
+    bits = _empty_map_bits(math.prod(num_groups)) + worst / entropy.COST_UNIT
+    return layout.frame_bytes(template) + math.ceil(bits / 8 * (1 + 2.0**-15)) + entropy.SLACK_BYTES + 1
+
+
+def _scaled(template: Coded, fields: dict[str, Array], peak: Array) -> Coded:
+    """Returns the payload with the tensor's own scale; what is not given is 0."""
+    rest: dict[str, Any] = {
+        field.name: jnp.zeros(spec.shape, spec.dtype)
+        for field, spec in layout.array_specs(template)
+        if field.name not in fields
+    }
+    return dataclasses.replace(template, **rest | fields | {"peak": fields["peak"] * peak})

@@ -1,0 +1,166 @@
+import dataclasses
+import zlib
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from nscjax import compress, layout, measure, wire
+from nscjax.compress.nsc_rd import forget, nsc_rd
+from tests.nscjax.tensors import distortion, normal, side, spec
+
+SHAPE = (8, 4, 4, 6)
+RD = nsc_rd(max_rank=16)
+COMPRESS, DECOMPRESS = jax.jit(RD.compress), jax.jit(RD.decompress)
+
+
+def smooth(seed=0, shape=SHAPE):
+    """Images of a few directions and a little noise."""
+    random = np.random.default_rng(seed)
+    places = np.random.default_rng(99).normal(size=(3, shape[1] * shape[2]))
+    features = np.random.default_rng(98).normal(size=(3, shape[3]))
+    x = np.einsum("bk,ks,kc->bsc", random.normal(size=(shape[0], 3)) * [3, 2, 1], places, features)
+    return jnp.asarray(x.reshape(shape) + 0.01 * random.normal(size=shape), jnp.float32)
+
+
+def conversation(budget, tensors):
+    """Returns [(payload, x_hat)] of messages in a row, and both ends' states after them."""
+    enc, dec = RD.init(jax.random.key(0), spec(tensors[0]))
+    messages = []
+    for i, x in enumerate(tensors):
+        payload, enc = COMPRESS(x, enc, side(budget, i))
+        x_hat, dec = DECOMPRESS(payload, dec, side(budget, i))
+        messages.append((payload, x_hat))
+    return messages, enc, dec
+
+
+def test_both_ends_hold_the_same_basis():
+    _messages, enc, dec = conversation(700, [smooth(seed) for seed in range(6)])
+    assert int(dec.version) >= 1
+    jax.tree.map(np.testing.assert_array_equal, enc.held, dec)
+    for rows in (dec.places, dec.features):
+        np.testing.assert_allclose(rows @ rows.T, np.eye(len(rows)), atol=2e-3)
+
+
+def test_a_basis_crosses_when_it_has_moved_and_only_then():
+    messages, *_ = conversation(700, [smooth(seed) for seed in range(12)])
+    sent = [int(payload.moved) for payload, _ in messages]
+    assert sent[0] == 16
+    assert sum(moved > 0 for moved in sent) < 6
+    frame = [len(wire.encode(payload)) for payload, _ in messages]
+    assert all(layout.num_bytes(payload) == length <= 700 for (payload, _), length in zip(messages, frame))
+
+
+def test_a_basis_of_its_own_is_worth_its_bytes():
+    messages, *_ = conversation(700, [smooth(seed) for seed in range(6)])
+    enc, dec = RD.init(jax.random.key(0), spec(smooth()))
+    payload, _ = COMPRESS(smooth(5), enc, side(150))  # affords none
+    assert payload.moved == 0
+    assert distortion(smooth(5), messages[-1][1]) < 0.3 * distortion(smooth(5), DECOMPRESS(payload, dec, side(150))[0])
+
+
+def test_a_receiver_that_missed_a_basis_says_so_and_a_whole_one_mends_it():
+    _messages, enc, _dec = conversation(700, [smooth(seed) for seed in range(6)])
+    _, stranger = RD.init(jax.random.key(0), spec(smooth()))
+    payload, enc = COMPRESS(smooth(6), enc, side(700))
+    assert payload.moved == 0
+    assert np.isnan(DECOMPRESS(payload, stranger, side(700))[0]).all()
+    payload, _ = COMPRESS(smooth(7), forget(enc), side(700))
+    assert payload.moved > 0
+    x_hat, stranger = DECOMPRESS(payload, stranger, side(700))
+    assert distortion(smooth(7), x_hat) < 0.1
+    assert stranger.version == payload.version
+
+
+def test_an_empty_message_moves_nothing():
+    enc, dec = RD.init(jax.random.key(0), spec(smooth()))
+    payload, after = COMPRESS(smooth(), enc, side(RD.min_bytes(spec(smooth())) - 1))
+    assert measure.is_skipped(payload)
+    jax.tree.map(np.testing.assert_array_equal, after, enc)
+    x_hat, same = DECOMPRESS(payload, dec, side(0))
+    assert not x_hat.any()
+    jax.tree.map(np.testing.assert_array_equal, same, dec)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_message_that_is_not_finite_moves_nothing_and_shows(bad):
+    _, enc, dec = conversation(700, [smooth(seed) for seed in range(3)])
+    payload, after = COMPRESS(smooth().at[0, 0, 0, 0].set(bad), enc, side(700))
+    jax.tree.map(np.testing.assert_array_equal, after, enc)
+    assert not np.isfinite(DECOMPRESS(payload, dec, side(700))[0]).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), budget=st.integers(0, 4000), power=st.floats(0.3, 6))
+def test_no_frame_is_over_its_budget(seed, budget, power):
+    x = np.random.default_rng(seed).normal(size=SHAPE)
+    x = jnp.asarray(np.sign(x) * np.abs(x) ** power, jnp.float32)
+    enc, _ = RD.init(jax.random.key(0), spec(x))
+    payload, _ = COMPRESS(x, enc, side(budget))
+    frame = wire.encode(payload)
+    assert len(frame) == layout.num_bytes(payload)
+    assert len(frame) <= budget or measure.is_skipped(payload)
+
+
+def test_the_budget_is_used():
+    for budget in (300, 500, 700):
+        messages, *_ = conversation(budget, [normal(SHAPE, seed=seed) for seed in range(6)])
+        assert np.mean([int(layout.num_bytes(payload)) for payload, _ in messages[2:]]) > 0.93 * budget
+
+
+def test_the_gradient_crosses_in_the_groups_of_its_uplink():
+    x, gradient = smooth(1), normal(SHAPE, seed=5)
+    _, enc, dec = conversation(700, [smooth(seed) for seed in range(4)])
+    up, enc = COMPRESS(x, enc, side(400))
+    _, dec = DECOMPRESS(up, dec, side(400))
+    duplex = compress.Duplex(RD, RD)
+    at_client, at_server = (duplex.side_down(up, side(4000), state) for state in (enc, dec))
+    jax.tree.map(np.testing.assert_array_equal, at_client.support, at_server.support)
+    down, _ = COMPRESS(gradient, RD.init(jax.random.key(0), spec(x))[0], at_server)
+    assert down.moved == 0
+    x_hat, _ = DECOMPRESS(down, dec, at_client)
+    known = at_client.support
+    assert 0 < known.is_sent.sum() < known.is_sent.size
+    flat = gradient.reshape(SHAPE[0], 16, SHAPE[-1])
+    coefficients = jnp.einsum("ks,bsc,jc->kjb", known.places, flat, known.features) * known.is_sent[..., None].astype(
+        jnp.float32
+    )
+    expected = jnp.einsum("ks,kjb,jc->bsc", known.places, coefficients, known.features).reshape(SHAPE)
+    assert distortion(expected, x_hat) < 0.01
+
+
+def test_a_dead_uplink_is_answered():
+    enc, _dec = RD.init(jax.random.key(0), spec(smooth()))
+    payload, enc = COMPRESS(jnp.zeros(SHAPE), enc, side(700))
+    assert payload.rank >= 1
+    assert RD.support(payload, enc).is_sent.all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_body_that_was_tampered_with_is_a_tensor_or_refused(data):
+    enc, dec = RD.init(jax.random.key(0), spec(smooth()))
+    frame = bytearray(wire.encode(COMPRESS(smooth(), enc, side(700))[0])[:-4])
+    end = 6 + int.from_bytes(frame[4:6], "little")
+    for position in data.draw(st.sets(st.integers(end, len(frame) - 1), min_size=1, max_size=8)):
+        frame[position] = data.draw(st.integers(0, 255))
+    try:
+        payload = wire.decode(bytes(frame) + zlib.crc32(bytes(frame)).to_bytes(4, "little"))
+    except wire.WireError:
+        return
+    assert len(wire.encode(payload)) == layout.num_bytes(payload)
+    assert DECOMPRESS(jax.tree.map(jnp.asarray, payload), dec, side(700))[0].shape == SHAPE
+
+
+def test_coded_bytes_have_one_form():
+    enc, _ = RD.init(jax.random.key(0), spec(smooth()))
+    payload, _ = COMPRESS(smooth(), enc, side(700))
+    longer = dataclasses.replace(payload, size=payload.size + 4)
+    frame = bytearray(wire.encode(longer)[:-4])
+    assert wire.decode(bytes(frame) + zlib.crc32(bytes(frame)).to_bytes(4, "little")).size == payload.size + 4
+    frame[-1] = 1
+    with pytest.raises(wire.WireError, match="no encoder makes"):
+        wire.decode(bytes(frame) + zlib.crc32(bytes(frame)).to_bytes(4, "little"))
