@@ -8,7 +8,7 @@ with orthonormal rows in P [K, S] and Q [J, C]: what the paper's adaptive subspa
 orthogonal iterations with a warm start, and cross when they have moved; until the first time, P is a cosine transform
 and Q the identity. All coefficients are rounded with one step, which is reverse water-filling: groups of coefficients
 that lie below it vanish, and that is the adaptive rank. A group is a pair (k, j) of the whole batch; its class, its
-deviation in steps, picks the table of the entropy coder (`nscjax.entropy`). The step is the finest whose frame fits
+deviation in steps, picks the table of the entropy coder (`nscjax.compress.entropy`). The step is the finest whose frame fits
 the budget, by a search over the very costs that the coder will have.
 
 The gradient crosses in the subspace of its uplink, in the groups that the uplink sent: what is outside has no effect on
@@ -28,7 +28,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nscjax import check, entropy, layout, linalg
+from nscjax import check, layout, linalg
+from nscjax.compress import entropy
 from nscjax.compress import view as views
 from nscjax.compress.base import Compressor
 from nscjax.types import Array, Key, Shape

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from nscjax import entropy
+from nscjax.compress import entropy
 
 
 def cost_bytes(classes, symbols):
