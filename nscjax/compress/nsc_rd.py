@@ -8,8 +8,8 @@ with orthonormal rows in P [K, S] and Q [J, C]: what the paper's adaptive subspa
 orthogonal iterations with a warm start, and cross when they have moved; until the first time, P is a cosine transform
 and Q the identity. All coefficients are rounded with one step, which is reverse water-filling: groups of coefficients
 that lie below it vanish, and that is the adaptive rank. A group is a pair (k, j) of the whole batch; its class, its
-deviation in steps, picks the table of the entropy coder (`nscjax.compress.entropy`). The step is the finest whose frame fits
-the budget, by a search over the very costs that the coder will have.
+deviation in steps, picks the table of the entropy coder (`nscjax.compress.entropy`). The step is the finest whose frame
+fits the budget, by a search over the very costs that the coder will have.
 
 The gradient crosses in the subspace of its uplink, in the groups that the uplink sent: what is outside has no effect on
 the loss, for the server never saw it. No basis crosses a second time.
