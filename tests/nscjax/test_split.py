@@ -52,6 +52,14 @@ SETUPS = {
             down=compress.error_feedback(compress.nsc_sl(max_rank=3), decay=0.9),
         ),
     ),
+    "convolutional, nsc_rd both ways, across steps up": (
+        networks.convolutional,
+        (6, 6, 2),
+        (),
+        lambda: compress.Duplex(
+            up=compress.error_feedback(compress.nsc_rd(max_rank=4), decay=0.5), down=compress.nsc_rd(max_rank=4)
+        ),
+    ),
     "convolutional, gradient on the activations' support": (
         networks.convolutional,
         (6, 6, 2),

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 VARIANTS = {
     "nsc_sl": (),
+    "nsc_rd": ("--compress.up.method", "nsc_rd", "--compress.down.method", "nsc_rd"),
     "feedback": ("--compress.up.feedback", "across_steps", "--compress.down.feedback", "per_sample"),
     "top_k": ("--compress.up.method", "top_k", "--compress.down.method", "top_k", "--data.augment", "true"),
     "uncompressed": ("--compress.up.method", "identity", "--compress.down.method", "identity"),
