@@ -29,6 +29,7 @@ UNLIMITED_RANK = 1 << 20
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "nsc_sl": {},
+    "nsc_rd": {},
     "truncated_svd": {},
     "powersgd": {"error_feedback": False},
     "dct": {},
@@ -72,7 +73,7 @@ def cut_shape(config: str) -> tuple[int, ...]:
 
 
 def most_components(shape: tuple[int, ...]) -> int:
-    """Returns the `max_rank` of `nsc_sl`: of images a sixteenth of the places, by accuracy (table of settings)."""
+    """Returns the `max_rank` of our methods: of images a sixteenth of the places, by accuracy (table of settings)."""
     return max(shape[0] * shape[1] // 16, 1) if len(shape) == 3 else UNLIMITED_RANK
 
 
@@ -92,7 +93,7 @@ def directions(method: str, ratio: int, shape: tuple[int, ...]) -> tuple[dict[st
         ratio: of both directions together.
         shape: of one sample at the cut.
     """
-    most = most_components(shape) if method == "nsc_sl" else UNLIMITED_RANK
+    most = most_components(shape) if method in ("nsc_sl", "nsc_rd") else UNLIMITED_RANK
     common = {"method": method, "ratio": ratio, "max_rank": most} | SETTINGS[method]
     share = up_share(method, shape)
     if share != 0.5:

@@ -40,6 +40,10 @@ STEPS_AN_OCTAVE = 32
 NUM_STEPS = 7 * STEPS_AN_OCTAVE
 """Choices of the step, from the largest coefficient down to where that is the largest symbol."""
 
+MEAN_BITS = 2
+"""Bits of a coefficient, on average, with which a budget's rows of places are counted: as of `low_rank`, few rows well
+told train better than many with rounding noise."""
+
 OVERSAMPLE = 4
 """Rows of a warm basis beyond those that are used."""
 
@@ -215,8 +219,8 @@ def nsc_rd(*, max_rank: int = 16, max_features: int = 64) -> Compressor:
             "features": jnp.where(is_new, codes[1], 0),
         }
         room = budget - jnp.where(is_new, _basis_bytes(template), 0)
-        everything = jnp.ones(template.groups.shape[:2], bool)
-        sent = _code(template, _analysis(tensor, held.places, held.features), everything, room)
+        coefficients = _analysis(tensor, held.places, held.features)
+        sent = _code(template, coefficients, _affordable(template, budget), room)
         # A message that is not finite, or that carries nothing, must not move what both ends hold.
         is_message = jnp.isfinite(peak) & (sent["rank"] > 0)
         moved = {name: jnp.where(is_message, value, jnp.zeros_like(value)) for name, value in moved.items()}
@@ -409,6 +413,14 @@ def _code(template: Coded, coefficients_kjb: Array, may_send_kj: Array, room: Ar
         "peak": peak,
         "groups": jnp.where(is_message, groups, 0),
     }
+
+
+def _affordable(template: Coded, budget: Array) -> Array:
+    """Returns which groups a budget affords, bool [K, J]: the first rows of places, at least one."""
+    k, j, width = template.groups.shape
+    row_bytes = max(MEAN_BITS * j * (width - 1) // 8, 1)
+    most = jnp.maximum((budget - layout.frame_bytes(template)) // row_bytes, 1)
+    return jnp.broadcast_to((jnp.arange(k) < most)[:, None], (k, j))
 
 
 def _symbols(unit_kjb: Array, step: Array) -> Array:
