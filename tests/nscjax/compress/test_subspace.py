@@ -115,7 +115,7 @@ def test_another_view_has_a_basis_of_its_own():
     payload = uplink(x, compressor=up)[1]
     info = compress.Duplex(up=up, down=down).side_down(payload, side())
     assert info.support.view == "BC,HW"
-    own, _ = down.compress(x, down.init(jax.random.key(2), spec(x))[0], info)
+    own, _ = jitted(down)[0](x, down.init(jax.random.key(2), spec(x))[0], info)
     assert isinstance(own, compress.LowRank)
 
 
@@ -131,13 +131,13 @@ def test_a_gradient_of_another_method_is_sent_as_if_alone(down):
     _, up_payload = uplink(X)
     info = compress.Duplex(up=UP, down=compressor).side_down(up_payload, side(2_000))
     assert info.support is None
-    payload, _ = compressor.compress(GRAD, compressor.init(jax.random.key(2), spec(GRAD))[0], info)
+    payload, _ = jitted(compressor)[0](GRAD, compressor.init(jax.random.key(2), spec(GRAD))[0], info)
     assert payload.rank > 0
 
 
 def test_powersgd_of_more_components_than_the_matrix_has_sends_them_all():
     compressor = compress.METHODS["powersgd"](rank=16, error_feedback=False)
     x = normal((8, 100))
-    payload, _ = compressor.compress(x, compressor.init(jax.random.key(2), spec(x))[0], side())
+    payload, _ = jitted(compressor)[0](x, compressor.init(jax.random.key(2), spec(x))[0], side())
     assert payload.rank == 8
     assert layout.num_bytes(payload) == compressor.min_bytes(spec(x))

@@ -1,5 +1,7 @@
+import functools
 import heapq
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,9 +12,14 @@ from nscjax.compress import water_filling
 from nscjax.compress.water_filling import GAINS, by_energy, most_that_fit
 
 
+@functools.partial(jax.jit, static_argnames="most")
+def filled_at_once(energies, num_bits, most):
+    return most_that_fit(by_energy(energies, most), lambda bits: jnp.sum(bits) <= num_bits)
+
+
 def filled(energies, num_bits, most=8):
     """Returns the bits of rows of equal width when `num_bits` may be spent."""
-    return most_that_fit(by_energy(jnp.float32(energies), most), lambda bits: jnp.sum(bits) <= num_bits)
+    return filled_at_once(jnp.float32(energies), num_bits, most)
 
 
 def greedy(energies, num_bits, most=8):
