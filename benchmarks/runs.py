@@ -45,10 +45,13 @@ def run(
         RefusedError: no frame of the method fits the budget.
         CalledProcessError: the program failed in another way; its message is in the error.
     """
-    settings, origin = run_dir / "overrides.json", run_dir / "origin.json"
-    if settings.exists() and json.loads(settings.read_text()) != overrides:
+    # Beside the folder, so that they are known of a run that was stopped as well.
+    settings, origin = run_dir.with_name(f"{run_dir.name}.json"), run_dir / "origin.json"
+    if run_dir.exists() and not (settings.exists() and json.loads(settings.read_text()) == overrides):
         # Made with other settings: it is kept aside.
         run_dir.rename(next(old for n in itertools.count(1) if not (old := Path(f"{run_dir}.old{n}")).exists()))
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    settings.write_text(json.dumps(overrides))
     if not (run_dir / "summary.json").exists():
         values = {**overrides, "seed": seed, "run_dir": run_dir, "train.resume": "true"}
         values |= {"data.dir": data_dir} if data_dir else {}
@@ -65,7 +68,6 @@ def run(
             print(errors, file=sys.stderr)
             raise subprocess.CalledProcessError(process.returncode, command, stderr=errors)
         origin.write_text(json.dumps(made_by()))
-        settings.write_text(json.dumps(overrides))
     summary = json.loads((run_dir / "summary.json").read_text())
     lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
     evals = [{key: line[key] for key in EVAL_KEPT} for line in lines if line["kind"] == "eval"]

@@ -125,10 +125,7 @@ def _method(
         settings["num_samples"] = num_samples
     if "view" in settings:
         settings["view"] = view
-    if {
-        "max_rank",
-        "factor_bits",
-    } <= settings.keys():  # a factorisation: its components are computed before they are cut
+    if {"max_rank", "view"} <= settings.keys():  # a matrix's factorisation: all components are computed, then cut
         reachable = compress.reachable_rank(factory(**settings), spec, budget_bytes)
         settings["max_rank"] = min(settings["max_rank"], reachable)
     return factory(**settings), settings

@@ -119,12 +119,10 @@ def encode(classes: np.ndarray, symbols: np.ndarray) -> bytes:
         classes: uint8 [rows, columns], class of every group; its neighbour is the one above.
         symbols: int8 [rows, columns, n]; those of class 0 are zeros and are not coded.
     """
-    coder, context = constriction.stream.queue.RangeEncoder(), _above(classes)
-    coder.encode(
-        classes.reshape(-1).astype(np.int32),
-        Categorical(perfect=False),
-        _probabilities(class_tables())[context.reshape(-1)],
-    )
+    coder = constriction.stream.queue.RangeEncoder()
+    family, tables = Categorical(perfect=False), _probabilities(class_tables())
+    for row, above in zip(classes, _above(classes)):  # row by row: the tables of all groups at once would be large
+        coder.encode(row.astype(np.int32), family, tables[above])
     for c in range(1, NUM_CLASSES):
         chosen = symbols[classes == c]
         if chosen.size:

@@ -44,6 +44,9 @@ MEAN_BITS = 2
 """Bits of a coefficient, on average, with which a budget's rows of places are counted: as of `low_rank`, few rows well
 told train better than many with rounding noise."""
 
+ROUNDING = 2.0**-16
+"""Share that is set aside for float32's rounding of a sum of costs."""
+
 OVERSAMPLE = 4
 """Rows of a warm basis beyond those that are used."""
 
@@ -55,6 +58,9 @@ AFFORDABLE = 0.7
 
 SHIFT = 1e-3
 """Multiple of the identity that is added to a covariance, as a share of its largest eigenvalue."""
+
+LOST = 1e-5
+"""Share of the largest eigenvalue below which a row has lost the tensor."""
 
 BASIS_MOST = 7
 """The largest code of a basis's entry, which has 4 bits."""
@@ -77,8 +83,8 @@ class Coded:
     Attributes:
         rank: int32 scalar, how many groups are sent.
         version: float32 scalar, a whole number: which basis they belong to. (States travel as cotangents: floats.)
-        moved: int32 scalar, the rows of `places` that cross: none, or all with those of `features`.
-        moved_features: int32 scalar, the rows of `features` that cross.
+        moved: int32 scalar, the rows of `places` that cross: none, or all.
+        moved_features: int32 scalar, the rows of `features` that cross, likewise.
         step: int32 scalar, which step: the largest coefficient over 2**(step / STEPS_AN_OCTAVE).
         size: int32 scalar, bytes of the coded groups.
         peak: float32 scalar, the largest coefficient.
@@ -196,13 +202,14 @@ def nsc_rd(*, max_rank: int = 16, max_features: int = 64) -> Compressor:
         return SenderState(held, places[: min(k + OVERSAMPLE, s)], features[: min(j + OVERSAMPLE, c)]), held
 
     def compress(x, enc_state, side):
-        template = _empty(x, *sizes(x.shape))
         tensor, peak = _three(x)
         budget = layout.within_int32(side.budget_bytes)
         if isinstance(side.support, Bases):
             known = side.support
+            template = _empty(x, *known.is_sent.shape)
             sent = _code(template, _analysis(tensor, known.places, known.features), known.is_sent, budget)
             return _scaled(template, sent, peak), enc_state
+        template = _empty(x, *sizes(x.shape))
         state = _follow(tensor, enc_state, side.key)
         least = max(_basis_bytes(template) / AFFORDABLE, _basis_bytes(template) + _least_bytes(template))
         is_affordable = budget >= math.ceil(least)
@@ -260,16 +267,20 @@ def support(payload: Coded, state: SenderState | Basis) -> Bases:
 def decompress(payload: Coded, dec_state: Basis, side) -> tuple[Array, Basis]:
     """Returns `(x_hat, dec_state)`. Rank 0 gives zeros.
 
-    A message that belongs to a basis that the receiver does not hold gives NaN: it is an error, and a loud one.
+    A message that belongs to a basis that the receiver does not hold, or that has half of one, gives NaN: it is an
+    error, and a loud one.
     """
     known, new = side.support, dec_state
     is_known = jnp.asarray(True)
     if not isinstance(known, Bases):
         _, s, c = three_axes(payload.shape)
         sent = Basis(_basis_of(payload.places, s), _basis_of(payload.features, c), payload.version)
-        new = jax.tree.map(lambda sent, held: jnp.where(payload.moved > 0, sent, held), sent, dec_state)
-        known, is_known = new, payload.version == new.version
-    values = _values(payload.groups[..., 1:], payload.groups[..., 0], payload.step) * payload.peak
+        has_moved = (payload.moved == len(sent.places)) & (payload.moved_features == len(sent.features))
+        has_stayed = (payload.moved == 0) & (payload.moved_features == 0)
+        new = jax.tree.map(lambda sent, held: jnp.where(has_moved, sent, held), sent, dec_state)
+        known, is_known = new, (has_moved | has_stayed) & (payload.version == new.version)
+    step = jnp.clip(payload.step, 0, NUM_STEPS)
+    values = _values(payload.groups[..., 1:], payload.groups[..., 0], step) * payload.peak
     x_hat = _synthesis(jnp.where(payload.rank > 0, values, 0.0), known.places, known.features)
     x_hat = jnp.where(is_known | (payload.rank == 0), x_hat, jnp.nan)
     spec = layout.tensor_spec(payload)
@@ -317,6 +328,9 @@ def _follow(tensor_bsc: Array, state: SenderState, key: Key) -> SenderState:
     places = _moved_on(_einsum("kbc,bsc->ks", image_kbc, tensor_bsc), state.places, key)
     image_jkb = _einsum("kbc,jc->jkb", image_kbc, state.features)
     features = _moved_on(_einsum("jkb,kbc->jc", image_jkb, image_kbc), state.features, key)
+    # Zeros say nothing of what comes after them.
+    is_zero = ~jnp.any(tensor_bsc)
+    places, features = jnp.where(is_zero, state.places, places), jnp.where(is_zero, state.features, features)
     return SenderState(state.held, places, features)
 
 
@@ -324,10 +338,15 @@ def _moved_on(images: Array, rows: Array, key: Key) -> Array:
     """Returns orthonormal rows from the images of such rows under a covariance.
 
     A little of the rows themselves is left in: the covariance plus a multiple of the identity has the same
-    eigenvectors, and full rank where there are more rows than the tensor has directions.
+    eigenvectors, and full rank where there are more rows than the tensor has directions. A row that the tensor has
+    nothing of (a dead unit's) would stay for ever; one at random is in its place. The rows are ordered by their images'
+    lengths: the first ones are used.
     """
-    largest = jnp.max(jnp.linalg.norm(images, axis=1))
-    return linalg.orthonormal_rows(images + SHIFT * largest * rows, key)
+    lengths = jnp.linalg.norm(images, axis=1)
+    largest = jnp.max(lengths)
+    drawn = jax.random.normal(key, rows.shape, rows.dtype) / rows.shape[1] ** 0.5
+    left_in = jnp.where((lengths <= LOST * largest)[:, None], drawn, rows)
+    return linalg.orthonormal_rows((images + SHIFT * largest * left_in)[jnp.argsort(-lengths)], key)
 
 
 def _is_better(tensor_bsc: Array, new: Basis, held: Basis) -> Array:
@@ -463,7 +482,7 @@ def _group_costs(symbols_kjb: Array, classes_kj: Array) -> Array:
 
 def _size(bits: Array | float) -> Array:
     """Returns the bytes that are set aside for so many bits, int32; float32's rounding of the sum is allowed for."""
-    return jnp.ceil(jnp.asarray(bits, jnp.float32) / 8 * (1 + 2.0**-16)).astype(jnp.int32) + entropy.SLACK_BYTES
+    return jnp.ceil(jnp.asarray(bits, jnp.float32) / 8 * (1 + ROUNDING)).astype(jnp.int32) + entropy.SLACK_BYTES
 
 
 def _strongest(symbols_kjb: Array, classes_kj: Array, log_deviation_kj: Array, room_bytes: Array) -> Array:
@@ -485,10 +504,11 @@ def _least_bytes(template: Coded) -> int:
     *num_groups, width = template.groups.shape
     # At the coarsest step symbols are 0 and 1; as many are 1 as the class's deviation allows.
     costs = entropy.symbol_bits()[1 : entropy.CLASS_OF_ONE + 1]
-    ones = np.minimum(2.0 ** (np.arange(1, len(costs) + 1) - entropy.CLASS_OF_ONE + 0.5), 1.0)
+    deviations = 2.0 ** ((np.arange(1, len(costs) + 1) - entropy.CLASS_OF_ONE + 0.5) / 2)
+    ones = np.minimum((deviations / entropy.DEAD_ZONE) ** 2, 1.0)
     worst = np.max(ones * costs[:, 1] + (1 - ones) * costs[:, 0]) * (width - 1) + 2 * np.max(entropy.class_bits())
     bits = _empty_map_bits(math.prod(num_groups)) + worst / entropy.COST_UNIT
-    return layout.frame_bytes(template) + math.ceil(bits / 8 * (1 + 2.0**-15)) + entropy.SLACK_BYTES + 1
+    return layout.frame_bytes(template) + math.ceil(bits / 8 * (1 + ROUNDING)) + entropy.SLACK_BYTES + 1
 
 
 def _scaled(template: Coded, fields: dict[str, Array], peak: Array) -> Coded:

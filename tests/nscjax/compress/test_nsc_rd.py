@@ -10,7 +10,7 @@ from hypothesis import given, settings
 
 from nscjax import compress, layout, measure, wire
 from nscjax.compress.nsc_rd import forget, nsc_rd
-from tests.nscjax.tensors import distortion, normal, side, spec
+from tests.nscjax.tensors import PLENTY, distortion, normal, side, spec
 
 SHAPE = (8, 4, 4, 6)
 RD = nsc_rd(max_rank=16)
@@ -46,10 +46,11 @@ def test_both_ends_hold_the_same_basis():
 
 
 def test_a_basis_crosses_when_it_has_moved_and_only_then():
-    messages, *_ = conversation(700, [smooth(seed) for seed in range(12)])
+    messages, *_ = conversation(700, [smooth(seed) for seed in range(24)])
     sent = [int(payload.moved) for payload, _ in messages]
     assert sent[0] == 16
-    assert sum(moved > 0 for moved in sent) < 6
+    assert set(sent) == {0, 16}
+    assert sum(moved > 0 for moved in sent[12:]) <= 3
     frame = [len(wire.encode(payload)) for payload, _ in messages]
     assert all(layout.num_bytes(payload) == length <= 700 for (payload, _), length in zip(messages, frame))
 
@@ -130,6 +131,47 @@ def test_the_gradient_crosses_in_the_groups_of_its_uplink():
     )
     expected = jnp.einsum("ks,kjb,jc->bsc", known.places, coefficients, known.features).reshape(SHAPE)
     assert distortion(expected, x_hat) < 0.01
+
+
+def test_a_downlink_has_the_sizes_of_its_uplink():
+    """Its own are others: the frame keeps to the budget, and decodes alone."""
+    _, enc, _dec = conversation(700, [smooth(seed) for seed in range(4)])
+    up, enc = COMPRESS(smooth(4), enc, side(700))
+    down = nsc_rd(max_rank=2, max_features=3)
+    for budget in (60, 110, 140, 300):
+        info = compress.Duplex(RD, down).side_down(up, side(budget), enc)
+        payload, _ = down.compress(normal(SHAPE), down.init(jax.random.key(0), spec(smooth()))[0], info)
+        frame = wire.encode(payload)
+        assert len(frame) <= budget or measure.is_skipped(payload)
+        jax.tree.map(np.testing.assert_array_equal, wire.decode(frame), jax.device_get(payload))
+
+
+def test_dead_features_are_left_for_live_ones():
+    shape = (16, 2, 2, 20)
+    x = normal(shape).at[..., :12].set(0.0)
+    compressor = nsc_rd(max_features=8)
+    enc, dec = compressor.init(jax.random.key(0), spec(x))
+    send = jax.jit(compressor.compress)
+    for step in range(5):
+        payload, enc = send(x, enc, side(PLENTY, step))
+        x_hat, dec = compressor.decompress(payload, dec, side())
+    assert distortion(x, x_hat) < 0.01
+
+
+def test_zeros_leave_the_warm_basis_alone():
+    _, enc, _ = conversation(700, [smooth(seed) for seed in range(4)])
+    _, after = COMPRESS(jnp.zeros(SHAPE), enc, side(700))
+    np.testing.assert_array_equal(after.places, enc.places)
+    np.testing.assert_array_equal(after.features, enc.features)
+
+
+def test_half_a_basis_is_refused():
+    enc, dec = RD.init(jax.random.key(0), spec(smooth()))
+    payload, _ = COMPRESS(smooth(), enc, side(700))
+    half = dataclasses.replace(payload, moved_features=jnp.int32(0))
+    x_hat, same = DECOMPRESS(half, dec, side(700))
+    assert np.isnan(x_hat).all()
+    jax.tree.map(np.testing.assert_array_equal, same, dec)
 
 
 def test_a_dead_uplink_is_answered():
