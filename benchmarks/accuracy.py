@@ -69,6 +69,11 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
                 for ratio, ranks in {16: (8, 16, 32), 64: (8, 16, 32), 128: (16,), 256: (8, 16, 32)}.items()
                 for rank in ranks
             },
+            **{
+                f"ratio {ratio} dct, {bands} bands": both(method="dct", ratio=ratio, bands=bands)
+                for ratio in (16, 64)
+                for bands in (5, 8)
+            },
             "at most 4 bits": both(factor_bits=4),
             "energy 0.9": both(energy=0.9),
         },
