@@ -148,7 +148,7 @@ def peers(rows: dict[str, Any]) -> list[list[str]]:
 
 
 def epochs(rows: dict[str, Any]) -> list[list[str]]:
-    """Returns a line a cell: the accuracy after every epoch, and the ratio."""
+    """Returns a line a cell: the accuracy after every epoch."""
     cells = rows["cells"]
     table = [["cell", *(f"epoch {epoch}" for epoch in range(1, rows["epochs"] + 1))]]
     for name, evals in cells.items():

@@ -202,7 +202,7 @@ def nsc_rd(*, max_rank: int = 16, max_features: int = 64) -> Compressor:
         return SenderState(held, places[: min(k + OVERSAMPLE, s)], features[: min(j + OVERSAMPLE, c)]), held
 
     def compress(x, enc_state, side):
-        tensor, peak = _three(x)
+        tensor, peak = views.over_peak(x.astype(jnp.float32).reshape(three_axes(x.shape)))
         budget = layout.within_int32(side.budget_bytes)
         if isinstance(side.support, Bases):
             known = side.support
@@ -216,7 +216,8 @@ def nsc_rd(*, max_rank: int = 16, max_features: int = 64) -> Compressor:
         codes = [_basis_codes(warm[: len(held)]) for warm, held in zip(state[1:], enc_state.held)]
         places, features = (_basis_of(code, rows.shape[1]) for code, rows in zip(codes, enc_state.held))
         new = Basis(places, features, enc_state.held.version + 1)
-        is_new = is_affordable & _is_better(tensor, new, enc_state.held)
+        in_new, in_held = (_analysis(tensor, basis.places, basis.features) for basis in (new, enc_state.held))
+        is_new = is_affordable & _is_better(in_new, in_held)
         held = jax.tree.map(lambda new, old: jnp.where(is_new, new, old), new, enc_state.held)
         moved = {
             "version": held.version,
@@ -226,8 +227,7 @@ def nsc_rd(*, max_rank: int = 16, max_features: int = 64) -> Compressor:
             "features": jnp.where(is_new, codes[1], 0),
         }
         room = budget - jnp.where(is_new, _basis_bytes(template), 0)
-        coefficients = _analysis(tensor, held.places, held.features)
-        sent = _code(template, coefficients, _affordable(template, budget), room)
+        sent = _code(template, jnp.where(is_new, in_new, in_held), _affordable(template, budget), room)
         # A message that is not finite, or that carries nothing, must not move what both ends hold.
         is_message = jnp.isfinite(peak) & (sent["rank"] > 0)
         moved = {name: jnp.where(is_message, value, jnp.zeros_like(value)) for name, value in moved.items()}
@@ -284,8 +284,7 @@ def decompress(payload: Coded, dec_state: Basis, side) -> tuple[Array, Basis]:
     x_hat = _synthesis(jnp.where(payload.rank > 0, values, 0.0), known.places, known.features)
     x_hat = jnp.where(is_known | (payload.rank == 0), x_hat, jnp.nan)
     spec = layout.tensor_spec(payload)
-    largest = jnp.finfo(spec.dtype).max.astype(jnp.float32)
-    return jnp.clip(x_hat.reshape(spec.shape), -largest, largest).astype(spec.dtype), new
+    return views.narrowed(x_hat.reshape(spec.shape), spec.dtype), new
 
 
 def three_axes(shape: Shape) -> Shape:
@@ -300,13 +299,6 @@ def slowest_cosines(shape: Shape) -> Array:
     rows = functools.reduce(jnp.kron, [linalg.dct_matrix(size) for size in sizes])
     frequency = functools.reduce(np.add.outer, [np.arange(size) for size in sizes]).reshape(-1)
     return rows[np.argsort(frequency, kind="stable")]
-
-
-def _three(x: Array) -> tuple[Array, Array]:
-    """Returns x as [B, S, C] over its largest magnitude, and that."""
-    tensor = x.astype(jnp.float32).reshape(three_axes(x.shape))
-    peak = jnp.max(jnp.abs(tensor))
-    return tensor / jnp.where(peak > 0, peak, 1.0), peak
 
 
 _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
@@ -349,11 +341,12 @@ def _moved_on(images: Array, rows: Array, key: Key) -> Array:
     return linalg.orthonormal_rows((images + SHIFT * largest * left_in)[jnp.argsort(-lengths)], key)
 
 
-def _is_better(tensor_bsc: Array, new: Basis, held: Basis) -> Array:
-    """Returns whether a new basis is worth its bytes: it holds more of the energy, or in fewer groups."""
-    before, after = (
-        jnp.mean(jnp.square(_analysis(tensor_bsc, basis.places, basis.features)), axis=-1) for basis in (held, new)
-    )
+def _is_better(in_new_kjb: Array, in_held_kjb: Array) -> Array:
+    """Returns whether a new basis is worth its bytes, by the coefficients in it and in the one that both ends hold.
+
+    It is where it holds more of the energy, or in fewer groups.
+    """
+    after, before = (jnp.mean(jnp.square(coefficients), axis=-1) for coefficients in (in_new_kjb, in_held_kjb))
     level = MOVED * jnp.mean(after) + jnp.finfo(jnp.float32).tiny
     bits_before, bits_after = (jnp.sum(jnp.log2(1 + energy / level)) for energy in (before, after))
     return (jnp.sum(before) < (1 - MOVED) * jnp.sum(after)) | (bits_before > (1 + MOVED) * bits_after)

@@ -58,21 +58,28 @@ def tensorise(matrix_mn: Array, view: str, spec: jax.ShapeDtypeStruct) -> Array:
     rows, columns = _axes(view, spec.shape)
     order = rows + columns
     inverse = tuple(order.index(axis) for axis in range(len(order)))
-    tensor = jnp.transpose(matrix_mn.reshape([spec.shape[axis] for axis in order]), inverse)
-    # What is a little beyond the largest number of a narrower dtype is that number, not infinite.
-    largest = jnp.finfo(spec.dtype).max.astype(jnp.float32)
-    return jnp.clip(tensor, -largest, largest).astype(spec.dtype)
+    return narrowed(jnp.transpose(matrix_mn.reshape([spec.shape[axis] for axis in order]), inverse), spec.dtype)
+
+
+def narrowed(tensor: Array, dtype: jnp.dtype) -> Array:
+    """Returns a float32 tensor in a narrower dtype; a little beyond its largest number is that number, not infinite."""
+    largest = jnp.finfo(dtype).max.astype(jnp.float32)
+    return jnp.clip(tensor, -largest, largest).astype(dtype)
 
 
 def normalised(x: Array, view: str) -> tuple[Array, Array]:
-    """Returns `x` as a float32 matrix [m, n] over its largest magnitude, and that: squares of it stay in range.
+    """Returns `x` as a float32 matrix [m, n] over its largest magnitude, and that: see `over_peak`."""
+    return over_peak(matricise(x, view))
+
+
+def over_peak(tensor: Array) -> tuple[Array, Array]:
+    """Returns a float32 tensor over its largest magnitude, and that: squares of it stay in range.
 
     The zero tensor's magnitude is 0; one that is not finite has a magnitude that is not.
     """
-    matrix = matricise(x, view)
-    peak = jnp.max(jnp.abs(matrix))
+    peak = jnp.max(jnp.abs(tensor))
     # Once in memory and not anew in every product that reads it.
-    return jax.lax.optimization_barrier(matrix / jnp.where(peak > 0, peak, 1.0)), peak
+    return jax.lax.optimization_barrier(tensor / jnp.where(peak > 0, peak, 1.0)), peak
 
 
 def problem(view: object, shape: Shape, components: Shape) -> str | None:

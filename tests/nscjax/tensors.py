@@ -1,5 +1,7 @@
 """Tensors made for tests, and what NumPy says about them."""
 
+import zlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,6 +46,11 @@ def with_spectrum(m, n, decay, seed=0):
 def of_rank(m, n, rank, seed=0):
     rng = np.random.default_rng(seed)
     return jnp.asarray(rng.normal(size=(m, rank)) @ rng.normal(size=(rank, n)), jnp.float32)
+
+
+def sealed(body):
+    """A frame up to its checksum, whatever it holds, with the right one."""
+    return bytes(body) + zlib.crc32(bytes(body)).to_bytes(4, "little")
 
 
 def distortion(x, x_hat):

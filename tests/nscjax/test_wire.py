@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as arrays
 
 from nscjax import compress, layout, wire
 from nscjax.compress.base import Dense
+from tests.nscjax.tensors import sealed
 
 FLOAT32, INT32, UINT8 = (layout.DTYPES.index(name) for name in ("float32", "int32", "uint8"))
 DENSE, LOW_RANK = Dense.tag, compress.LowRank.tag
@@ -45,11 +46,6 @@ LOW_RANK_HEADER = [
     *([4, 6], FLOAT32, "B,D", 4),
     *(*COUNTS, [FLOAT32, 3], [UINT8, 3], [UINT8, 12, 1], [UINT8, 12, 1]),
 ]
-
-
-def sealed(frame):
-    """Appends the right checksum."""
-    return frame + struct.pack("<I", zlib.crc32(frame))
 
 
 def framed(header, body=b"", tag=LOW_RANK, version=layout.VERSION, magic=b"NS"):

@@ -5,7 +5,6 @@
 
 import functools
 import pathlib
-import zlib
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ from hypothesis import strategies as st
 from nscjax import compress, layout, wire
 from nscjax.compress.base import Dense
 from nscjax.compress.low_rank import Subspace
+from tests.nscjax.tensors import sealed
 
 HERE = pathlib.Path(__file__).parent
 SHAPE = (3, 2, 4, 5)
@@ -148,7 +148,7 @@ def framed(header, body, tag):
     """Returns a frame with any header and a right checksum."""
     head = msgpack.packb(header)
     frame = b"NS" + bytes([layout.VERSION, tag]) + len(head).to_bytes(2, "little") + head + body
-    return frame + zlib.crc32(frame).to_bytes(4, "little")
+    return sealed(frame)
 
 
 scalars = (
@@ -185,7 +185,7 @@ def test_a_body_that_was_tampered_with_is_a_tensor_or_refused(name, data):
     for position in data.draw(st.sets(st.integers(end, len(frame) - 1), min_size=1, max_size=12)):
         frame[position] = data.draw(st.integers(0, 255))
     try:
-        payload = wire.decode(bytes(frame) + zlib.crc32(bytes(frame)).to_bytes(4, "little"))
+        payload = wire.decode(sealed(frame))
     except wire.WireError:
         return
     assert x_hat_of(name, payload).shape == SHAPE
