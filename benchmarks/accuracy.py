@@ -71,8 +71,8 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
             },
             **{
                 f"ratio {ratio} dct, {bands} bands": both(method="dct", ratio=ratio, bands=bands)
-                for ratio in (16, 64)
-                for bands in (5, 8)
+                for ratio, choices in {16: (5, 8), 64: (4, 5, 6, 8), 256: (3, 4, 5)}.items()
+                for bands in choices
             },
             "at most 4 bits": both(factor_bits=4),
             "energy 0.9": both(energy=0.9),

@@ -5,7 +5,8 @@
 
 It writes `benchmarks/results/accuracy_vs_bytes_CONFIG.json` after every run; a run that is in it is never made again:
 stop at any time and start the same command. A ratio R caps the frames of both directions together at 2 / R of their
-float32 bytes; a method that has no frame so small is noted as refused.
+float32 bytes; a method that has no frame so small is noted as refused, and one that has nothing more to send at a ratio
+is not run there.
 """
 
 import argparse
@@ -26,6 +27,9 @@ EVAL_EVERY = 100
 
 UNLIMITED_RANK = 1 << 20
 """`max_rank` out of the way: the trainer clips it to what the budget can reach."""
+
+FEW = ("nsc_sl", "nsc_rd", "truncated_svd", "dct")
+"""Methods that send at most a sixteenth of an image's places, by accuracy (table of settings)."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "nsc_sl": {},
@@ -72,9 +76,18 @@ def cut_shape(config: str) -> tuple[int, ...]:
     return jax.eval_shape(forward, x, key).shape[1:]
 
 
-def most_components(shape: tuple[int, ...]) -> int:
-    """Returns the `max_rank` of our methods: of images a sixteenth of the places, by accuracy (table of settings)."""
-    return max(shape[0] * shape[1] // 16, 1) if len(shape) == 3 else UNLIMITED_RANK
+def most_components(method: str, shape: tuple[int, ...]) -> dict[str, int]:
+    """Returns how a method's components are limited: of images to a sixteenth of the places, or as many bands hold."""
+    if method not in FEW or len(shape) != 3:
+        return {"max_rank": UNLIMITED_RANK}
+    most = max(shape[0] * shape[1] // 16, 1)
+    # n diagonals of the frequencies' square hold n (n + 1) / 2 of them.
+    return {"bands": (math.isqrt(8 * most + 1) - 1) // 2} if method == "dct" else {"max_rank": most}
+
+
+def has_more_to_send(method: str, ratio: int, shape: tuple[int, ...]) -> bool:
+    """Whether a frame of this ratio is smaller than all that a method may send, at 8 bits an entry."""
+    return method not in FEW or len(shape) != 3 or ratio >= 4 * 16
 
 
 def up_share(method: str, shape: tuple[int, ...]) -> float:
@@ -93,8 +106,7 @@ def directions(method: str, ratio: int, shape: tuple[int, ...]) -> tuple[dict[st
         ratio: of both directions together.
         shape: of one sample at the cut.
     """
-    most = most_components(shape) if method in ("nsc_sl", "nsc_rd") else UNLIMITED_RANK
-    common = {"method": method, "ratio": ratio, "max_rank": most} | SETTINGS[method]
+    common = {"method": method, "ratio": ratio} | most_components(method, shape) | SETTINGS[method]
     share = up_share(method, shape)
     if share != 0.5:
         up, down = (common | {"ratio": round(ratio / (2 * part), 3)} for part in (share, 1 - share))
@@ -107,6 +119,12 @@ def directions(method: str, ratio: int, shape: tuple[int, ...]) -> tuple[dict[st
     if method == "splitfc" and ratio == min(RATIOS):
         common |= {"bits": 3}
     return common, common
+
+
+def overrides(method: str, ratio: int, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Returns what `directions` returns, as overrides of a config."""
+    ways = zip(("up", "down"), directions(method, ratio, shape))
+    return {f"compress.{way}.{key}": value for way, settings in ways for key, value in settings.items()}
 
 
 def cells(
@@ -123,17 +141,14 @@ def cells(
     grid: dict[str, dict[str, Any]] = {"none": {"compress.up.method": "identity", "compress.down.method": "identity"}}
     for method in SETTINGS:
         for ratio in (1,) if method == "fp16" else ratios:  # half precision has but one rate
-            grid[f"{method} {ratio}x"] = {
-                f"compress.{way}.{key}": value
-                for way, settings in zip(("up", "down"), directions(method, ratio, shape))
-                for key, value in settings.items()
-            }
+            if has_more_to_send(method, ratio, shape):
+                grid[f"{method} {ratio}x"] = overrides(method, ratio, shape)
     for ratio in ratios if len(shape) == 3 else ():  # it is made for images
         # Half the height and width, half precision: 8 times fewer bytes with all channels.
         if channels := shape[-1] * 8 // ratio:
             half = {f"compress.{way}.method": "fp16" for way in ("up", "down")}
             grid[f"bottlenet {ratio}x"] = half | {"model.bottleneck": channels}
-    return {name: common | overrides for name, overrides in grid.items()}
+    return {name: common | changes for name, changes in grid.items()}
 
 
 def main() -> None:

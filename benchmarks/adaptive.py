@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 import runs
-from accuracy_vs_bytes import EVAL_EVERY, UNLIMITED_RANK
+from accuracy_vs_bytes import EVAL_EVERY, cut_shape, overrides
 
 DEADLINE_S = 0.1
 RATIO = 128
@@ -21,11 +21,6 @@ COMMON = {
     "link.client_step_s": 0.1,
     "link.server_step_s": 0.1,
     "train.eval_every": EVAL_EVERY,
-    **{
-        f"compress.{way}.{key}": value
-        for way in ("up", "down")
-        for key, value in {"ratio": RATIO, "max_rank": UNLIMITED_RANK}.items()
-    },
 }
 """Of `time_to_target.py`'s link, and of the grid's runs."""
 
@@ -40,7 +35,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on its share of the cores")
     parser.add_argument("--out", type=Path, default=runs.RUNS, help="where the runs are kept")
     options = parser.parse_args()
-    cells = {path.stem: COMMON | {"link.trace": path.stem} for path in sorted(options.traces.glob("*.csv"))}
+    ours = overrides("nsc_sl", RATIO, cut_shape(options.config))
+    cells = {path.stem: COMMON | ours | {"link.trace": path.stem} for path in sorted(options.traces.glob("*.csv"))}
     runs.make(
         f"adaptive_{options.config}",
         options.config,
