@@ -76,13 +76,20 @@ def cut_shape(config: str) -> tuple[int, ...]:
     return jax.eval_shape(forward, x, key).shape[1:]
 
 
-def most_components(method: str, shape: tuple[int, ...]) -> dict[str, int]:
-    """Returns how a method's components are limited: of images to a sixteenth of the places, or as many bands hold."""
+def most_components(method: str, ratio: int, shape: tuple[int, ...]) -> dict[str, int]:
+    """Returns how a method's components are limited: of images to a sixteenth of the places.
+
+    The bands of `dct` are those of so many frequencies, and of no more than the budget affords at 4 bits an entry: by
+    what `nsc_sl` does itself, and as its own best (table of settings).
+    """
     if method not in FEW or len(shape) != 3:
         return {"max_rank": UNLIMITED_RANK}
-    most = max(shape[0] * shape[1] // 16, 1)
-    # n diagonals of the frequencies' square hold n (n + 1) / 2 of them.
-    return {"bands": (math.isqrt(8 * most + 1) - 1) // 2} if method == "dct" else {"max_rank": most}
+    places = shape[0] * shape[1]
+    most = max(places // 16, 1)
+    if method != "dct":
+        return {"max_rank": most}
+    most = max(min(most, places * 32 // (4 * ratio)), 1)
+    return {"bands": (math.isqrt(8 * most + 1) - 1) // 2}  # n diagonals of a square hold n (n + 1) / 2 of it
 
 
 def has_more_to_send(method: str, ratio: int, shape: tuple[int, ...]) -> bool:
@@ -106,7 +113,7 @@ def directions(method: str, ratio: int, shape: tuple[int, ...]) -> tuple[dict[st
         ratio: of both directions together.
         shape: of one sample at the cut.
     """
-    common = {"method": method, "ratio": ratio} | most_components(method, shape) | SETTINGS[method]
+    common = {"method": method, "ratio": ratio} | most_components(method, ratio, shape) | SETTINGS[method]
     share = up_share(method, shape)
     if share != 0.5:
         up, down = (common | {"ratio": round(ratio / (2 * part), 3)} for part in (share, 1 - share))

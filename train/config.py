@@ -96,6 +96,8 @@ class DirectionConfig:
         most_bits: of `fedlite`: the most bits of a subvector that a budget may choose, 1 to 16.
         weight: of `fedlite`: of the correction of the client's gradient, at least 0.
         max_features: of `nsc_rd`: the most rows of the basis along features (`max_rank`: along places), at least 1.
+        mean_bits: of `nsc_rd`: bits of a coefficient with which a budget's rows of places are counted, at least 0.
+        places: of `nsc_rd`: the basis along places, `learned` or `cosines`.
         bands: of `dct`: the most bands of frequencies that get bits, the lowest first, at least 1; by default all.
         threshold: of `sl_fac`: share of the energy in the low frequencies, in (0, 1].
         error_feedback: of `powersgd`: whether what was not sent is added to the next message.
@@ -119,6 +121,8 @@ class DirectionConfig:
     most_bits: int | None = None
     weight: float | None = None
     max_features: int | None = None
+    mean_bits: int | None = None
+    places: Literal["learned", "cosines"] | None = None
     bands: int | None = None
     threshold: float | None = None
     error_feedback: bool | None = None
@@ -334,7 +338,7 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ("a number in [1, 65536]", lambda value: 1 <= value <= 65536, ("width",)),
     ("a number >= 1", lambda value: value >= 1, ("num_train", "num_test", "max_rank", "ratio", "log_every")),
     ("a number in [1, 2**31)", lambda value: 1 <= value < 2**31, ("epochs", "steps", "batch_size")),
-    ("a number >= 0", lambda value: value >= 0, ("eval_every", "checkpoint_every")),
+    ("a number >= 0", lambda value: value >= 0, ("eval_every", "checkpoint_every", "mean_bits")),
     # Times and sizes that arise from these stay within float32.
     ("a number in [0, 1e9]", lambda value: 0 <= value <= 1e9, ("latency_ms", "client_step_s", "server_step_s")),
     ("a number in [0, 1e9]", lambda value: 0 <= value <= 1e9, ("weight_decay", "weight")),

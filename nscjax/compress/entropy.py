@@ -1,9 +1,11 @@
 """Entropy coding of quantised coefficients: integer tables that both ends share, a range coder from a library.
 
-Coefficients come in groups of equal statistics. A group's class says how wide it is, in quantisation steps; the table
-of its class says how probable every symbol is. Tables are whole numbers made by decimal arithmetic, so that two
-machines have the very same ones, whatever their floating point does. What the coder will need is known beforehand, from
-the tables alone (`class_bits`, `symbol_bits`): a frame's length can be told inside jit, before anything is coded.
+Coefficients come in groups of equal statistics, one coefficient a sample. A group's class says how wide it is, in
+quantisation steps; the table of its class says how probable every symbol is. A sample's spread, the same for all
+groups, moves it up or down the classes: samples differ, gradients by far. Tables are whole numbers made by decimal
+arithmetic, so that two machines have the very same ones, whatever their floating point does. What the coder will need
+is known beforehand, from the tables alone (`class_bits`, `symbol_bits`): a frame's length can be told inside jit,
+before anything is coded.
 
 The coder is `constriction`'s range coder (Bamler 2022, arXiv 2201.01741).
 """
@@ -25,8 +27,15 @@ CLASS_OF_ONE = 9
 MOST = 127
 """The largest magnitude of a symbol."""
 
-DEAD_ZONE = 0.6
-"""Half the width of the step around zero; the others are 1 wide, as in |x| in [n - 1 + DEAD_ZONE, n + DEAD_ZONE)."""
+DEAD_ZONES = ("1", "1", "1", "1", "1", "1", "0.85", "0.75", "0.65", "0.6", *("0.55",) * 8)
+"""Half the width of the step around zero by class; the others are 1 wide: |x| in [n - 1 + zone, n + zone) is n. From
+least distortion + 2 ln(2) / 12 bits for a Laplace distribution, the slope that a fine step has."""
+
+MOST_SPREAD = 8
+"""Spreads are whole numbers from -MOST_SPREAD to MOST_SPREAD, in classes."""
+
+SPREAD_CLASS = 11
+"""Whose table spreads are coded with."""
 
 TOTAL = 1 << 16
 """Sum of a table's frequencies."""
@@ -37,11 +46,17 @@ COST_UNIT = 256
 SLACK_BYTES = 12
 """What the coder may need beyond the costs, with padding to whole words."""
 
-KEEPS_CLASS = 0.55
-"""Probability that a group has the class of its neighbour; those farther off are each `FALLS_OFF` as probable as the
-next nearer."""
+EMPTY = ("0.92", "0.78", "0.78", "0.78", "0.78", "0.57", "0.22", "0.08", *("0.03",) * 10)
+"""Probability that a group is empty, by its neighbour's class: of cut tensors captured in training, at 32x to 512x."""
 
-FALLS_OFF = 0.4
+RISES, FALLS = "0.35", "0.5"
+"""A class is that much less probable for every one that it is above, or below, its neighbour's."""
+
+FIRST = 6
+"""What classes are counted from where the neighbour is empty: the least whose dead zone is not the whole step."""
+
+RARE = {**dict.fromkeys(range(1, FIRST - 1), "0.01"), FIRST - 1: "0.3"}
+"""How much less probable those below that are."""
 
 
 class CodeError(ValueError):
@@ -60,7 +75,7 @@ def symbol_tables() -> np.ndarray:
         for c in range(1, NUM_CLASSES):
             # deviation / sqrt(2), 2**((c - CLASS_OF_ONE) / 2 - 1 / 2)
             scale = decimal.Decimal(2) ** (decimal.Decimal(c - CLASS_OF_ONE - 1) / 2)
-            edges = [(-(decimal.Decimal(str(DEAD_ZONE)) + n) / scale).exp() for n in range(MOST + 1)]
+            edges = [(-(decimal.Decimal(DEAD_ZONES[c]) + n) / scale).exp() for n in range(MOST + 1)]
             for n in range(1, MOST + 1):
                 frequency = max(int((edges[n - 1] - edges[n]) / 2 * (TOTAL - 2 * MOST - 1)) + 1, 1)
                 tables[c, MOST + n] = tables[c, MOST - n] = frequency
@@ -75,12 +90,15 @@ def class_tables() -> np.ndarray:
     tables = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
     with decimal.localcontext() as context:
         context.prec = 40
-        falls_off = decimal.Decimal(str(FALLS_OFF))
-        for given in range(NUM_CLASSES):
-            weights = [falls_off ** abs(c - given) if c != given else decimal.Decimal(0) for c in range(NUM_CLASSES)]
-            room = (1 - decimal.Decimal(str(KEEPS_CLASS))) * TOTAL / sum(weights)
-            tables[given] = [max(int(weight * room), 8) for weight in weights]
-            tables[given, given] = TOTAL - tables[given].sum() + tables[given, given]
+        for given, empty in enumerate(map(decimal.Decimal, EMPTY)):
+            centre = given or FIRST
+            weights = [
+                decimal.Decimal(RISES if c > centre else FALLS) ** abs(c - centre) * decimal.Decimal(RARE.get(c, "1"))
+                for c in range(1, NUM_CLASSES)
+            ]
+            room = (1 - empty) * TOTAL / sum(weights)
+            tables[given, 1:] = [max(int(weight * room), 8) for weight in weights]
+            tables[given, 0] = TOTAL - tables[given].sum()
     return tables
 
 
@@ -109,29 +127,36 @@ def centroids() -> np.ndarray:
     """Returns the value of a symbol beyond its magnitude, in steps, float32 [NUM_CLASSES]: the mean within the step."""
     scale = 2.0 ** ((np.arange(NUM_CLASSES) - CLASS_OF_ONE - 1) / 2)
     mean = scale - 1 / np.expm1(np.minimum(1 / scale, 700.0))
-    return (DEAD_ZONE - 1 + mean).astype(np.float32)
+    return (dead_zones() - 1 + mean).astype(np.float32)
 
 
-def encode(classes: np.ndarray, symbols: np.ndarray) -> bytes:
+@functools.cache
+def dead_zones() -> np.ndarray:
+    """Returns half the width of the step around zero, in steps, float32 [NUM_CLASSES]."""
+    return np.asarray(DEAD_ZONES, np.float32)
+
+
+def encode(classes: np.ndarray, spreads: np.ndarray, symbols: np.ndarray) -> bytes:
     """Returns the coded groups.
 
     Args:
         classes: uint8 [rows, columns], class of every group; its neighbour is the one above.
+        spreads: int8 [n], by sample.
         symbols: int8 [rows, columns, n]; those of class 0 are zeros and are not coded.
     """
     coder = constriction.stream.queue.RangeEncoder()
     family, tables = Categorical(perfect=False), _probabilities(class_tables())
     for row, above in zip(classes, _above(classes)):  # row by row: the tables of all groups at once would be large
         coder.encode(row.astype(np.int32), family, tables[above])
-    for c in range(1, NUM_CLASSES):
-        chosen = symbols[classes == c]
-        if chosen.size:
-            coder.encode(chosen.reshape(-1).astype(np.int32) + MOST, _model(c))
+    coder.encode(spreads.astype(np.int32) + MOST, _model(SPREAD_CLASS))
+    own = _own_classes(classes, spreads)
+    for c in np.unique(own[own > 0]):
+        coder.encode(symbols[own == c].astype(np.int32) + MOST, _model(c))
     return coder.get_compressed().astype("<u4").tobytes()
 
 
-def decode(data: bytes, rows: int, columns: int, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (classes, symbols), the inverse of `encode`.
+def decode(data: bytes, rows: int, columns: int, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns (classes, spreads, symbols), the inverse of `encode`.
 
     Args:
         data: coded bytes, from anywhere; zeros may follow.
@@ -155,13 +180,22 @@ def decode(data: bytes, rows: int, columns: int, n: int) -> tuple[np.ndarray, np
         for row in range(rows):
             above = coder.decode(family, tables[above])
             classes[row] = above
-        for c in range(1, NUM_CLASSES):
-            is_chosen = classes == c
-            if count := int(is_chosen.sum()) * n:
-                symbols[is_chosen] = (coder.decode(_model(c), count) - MOST).reshape(-1, n)
+        spreads = coder.decode(_model(SPREAD_CLASS), n) - MOST
+        if np.any(np.abs(spreads) > MOST_SPREAD):
+            raise ValueError(f"a spread beyond {MOST_SPREAD}")
+        own = _own_classes(classes, spreads)
+        for c in np.unique(own[own > 0]):
+            is_chosen = own == c
+            symbols[is_chosen] = coder.decode(_model(c), int(is_chosen.sum())) - MOST
     except (AssertionError, ValueError) as problem:
         raise CodeError(f"coded bytes are not what an encoder makes: {problem}") from problem
-    return classes, symbols
+    return classes, spreads.astype(np.int8), symbols
+
+
+def _own_classes(classes: np.ndarray, spreads: np.ndarray) -> np.ndarray:
+    """Returns the class of every symbol, uint8 [rows, columns, n]; 0 in groups of class 0."""
+    own = np.clip(classes[..., None].astype(np.int16) + spreads, 1, NUM_CLASSES - 1)
+    return np.where(classes[..., None] > 0, own, 0).astype(np.uint8)
 
 
 def _above(classes: np.ndarray) -> np.ndarray:
@@ -169,7 +203,7 @@ def _above(classes: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def _model(c: int):
+def _model(c: int) -> Categorical:
     return Categorical(_probabilities(symbol_tables()[c]), perfect=False)
 
 

@@ -5,11 +5,12 @@ The cut tensor is seen as [B, S, C]: samples, places (pixels or tokens; 1 for ve
     Y[b, k, j] = sum_s sum_c P[k, s] Q[j, c] X[b, s, c]
 
 with orthonormal rows in P [K, S] and Q [J, C]: what the paper's adaptive subspace is, along two axes. They come from
-orthogonal iterations with a warm start, and cross when they have moved; until the first time, P is a cosine transform
-and Q the identity. All coefficients are rounded with one step, which is reverse water-filling: groups of coefficients
-that lie below it vanish, and that is the adaptive rank. A group is a pair (k, j) of the whole batch; its class, its
-deviation in steps, picks the table of the entropy coder (`nscjax.compress.entropy`). The step is the finest whose frame
-fits the budget, by a search over the very costs that the coder will have.
+orthogonal iterations with a warm start, and cross when they have moved, as many rows as the budget affords; until the
+first time, P is a cosine transform and Q the identity. All coefficients are rounded with one step, which is reverse
+water-filling: groups of coefficients that lie below it vanish, and that is the adaptive rank. A group is a pair (k, j)
+of the whole batch; its class, its deviation in steps, and the spread of the sample pick the table of the entropy coder
+(`nscjax.compress.entropy`). The step is the finest whose frame fits the budget, by a search over the very costs that
+the coder will have.
 
 The gradient crosses in the subspace of its uplink, in the groups that the uplink sent: what is outside has no effect on
 the loss, for the server never saw it. No basis crosses a second time.
@@ -40,9 +41,8 @@ STEPS_AN_OCTAVE = 32
 NUM_STEPS = 7 * STEPS_AN_OCTAVE
 """Choices of the step, from the largest coefficient down to where that is the largest symbol."""
 
-MEAN_BITS = 2
-"""Bits of a coefficient, on average, with which a budget's rows of places are counted: as of `low_rank`, few rows well
-told train better than many with rounding noise."""
+PLACES = ("learned", "cosines")
+"""Kinds of the basis along places."""
 
 ROUNDING = 2.0**-16
 """Share that is set aside for float32's rounding of a sum of costs."""
@@ -67,13 +67,14 @@ BASIS_MOST = 7
 
 
 def _encode_groups(groups: np.ndarray) -> bytes:
-    return entropy.encode(groups[..., 0].astype(np.uint8), groups[..., 1:])
+    return entropy.encode(groups[1:, :, 0].astype(np.uint8), groups[0, 0, 1:], groups[1:, :, 1:])
 
 
 def _decode_groups(data: bytes, shape: Shape) -> np.ndarray:
     rows, columns, width = shape
-    classes, symbols = entropy.decode(data, rows, columns, width - 1)
-    return np.concatenate([classes[..., None].astype(np.int8), symbols], axis=-1)
+    groups = np.zeros(shape, np.int8)
+    groups[1:, :, 0], groups[0, 0, 1:], groups[1:, :, 1:] = entropy.decode(data, rows - 1, columns, width - 1)
+    return groups
 
 
 @layout.payload(tag=15)
@@ -83,14 +84,15 @@ class Coded:
     Attributes:
         rank: int32 scalar, how many groups are sent.
         version: float32 scalar, a whole number: which basis they belong to. (States travel as cotangents: floats.)
-        moved: int32 scalar, the rows of `places` that cross: none, or all.
-        moved_features: int32 scalar, the rows of `features` that cross, likewise.
+        moved: int32 scalar, the bytes of `basis` that cross: none, or all of that along features and some rows of that
+            along places.
         step: int32 scalar, which step: the largest coefficient over 2**(step / STEPS_AN_OCTAVE).
         size: int32 scalar, bytes of the coded groups.
         peak: float32 scalar, the largest coefficient.
-        places: uint8 [K, ceil(S / 2)], the basis along places before it is made orthonormal, two entries a byte.
-        features: uint8 [J, ceil(C / 2)], that along features.
-        groups: int8 [K, J, 1 + B], of every group its class and its symbols.
+        basis: uint8 [J ceil(C / 2) + K ceil(S / 2)], both bases before they are made orthonormal, two entries a byte:
+            that along features, and that along places unless it is one of cosines.
+        groups: int8 [1 + K, J, 1 + B], of every group its class and its symbols; first, in the place of a group's, the
+            spreads of the samples.
         shape: the cut tensor's shape.
         dtype: its dtype's code in `layout.DTYPES`.
     """
@@ -98,12 +100,10 @@ class Coded:
     rank: Array = layout.array()
     version: Array = layout.array()
     moved: Array = layout.array()
-    moved_features: Array = layout.array()
     step: Array = layout.array()
     size: Array = layout.array()
     peak: Array = layout.array()
-    places: Array = layout.ranked("moved")
-    features: Array = layout.ranked("moved_features")
+    basis: Array = layout.ranked("moved")
     groups: Array = layout.coded("size", layout.Coder(_encode_groups, _decode_groups))
     shape: Shape = layout.static()
     dtype: int = layout.static()
@@ -115,12 +115,11 @@ class Coded:
         if len(self.shape) not in views.AXES:
             return f"its shape is {self.shape}"
         _, s, c = three_axes(self.shape)
-        k, j = (basis.shape[0] if len(basis.shape) == 2 else 0 for basis in (self.places, self.features))
+        k, j = (self.groups.shape[0] - 1, self.groups.shape[1]) if len(self.groups.shape) == 3 else (0, 0)
         if not (1 <= k <= s and 1 <= j <= c):
-            return (
-                f"its bases have {self.places.shape} and {self.features.shape} bytes; allowed: up to {s} and {c} rows"
-            )
-        return layout.arrays_problem(self, _empty(layout.tensor_spec(self), k, j))
+            return f"its groups are {self.groups.shape}; allowed: up to {s + 1} and {c} rows"
+        learns = self.basis.size > basis_bytes(self.shape, k, j, False)[0]
+        return layout.arrays_problem(self, _empty(layout.tensor_spec(self), k, j, learns))
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["places", "features", "is_sent"], meta_fields=[])
@@ -143,7 +142,7 @@ class Basis(NamedTuple):
     """A basis as both ends hold it.
 
     Attributes:
-        places: float32 [K, S], orthonormal rows.
+        places: float32 [K, S], orthonormal rows, zeros where none has crossed.
         features: float32 [J, C], orthonormal rows.
         version: float32 scalar, a whole number: how often it has been sent.
     """
@@ -167,12 +166,16 @@ class SenderState(NamedTuple):
     features: Array
 
 
-def nsc_rd(*, max_rank: int = 16, max_features: int = 64) -> Compressor:
+def nsc_rd(*, max_rank: int = 16, max_features: int = 64, mean_bits: int = 2, places: str = "learned") -> Compressor:
     """Returns the NSC-RD compressor.
 
     Args:
         max_rank: the most rows K of the basis along places, >= 1; clipped to them. Vectors have one place.
         max_features: the most rows J of the basis along features, >= 1; clipped to them.
+        mean_bits: of a coefficient, with which a budget's rows of places are counted, >= 0; 0 allows all. As of
+            `nsc_sl`, few rows well told train better than many with rounding noise; for the least error of a message it
+            is 0.
+        places: the basis along places, "learned" or "cosines": these cost no bytes, and lose a little more.
 
     Raises:
         InputError: an argument out of range.
@@ -189,55 +192,51 @@ def nsc_rd(*, max_rank: int = 16, max_features: int = 64) -> Compressor:
     """
     check.count("max_rank", max_rank, 1)
     check.count("max_features", max_features, 1)
+    check.count("mean_bits", mean_bits, 0)
+    check.one_of("places", places, PLACES)
 
-    def sizes(shape: Shape) -> tuple[int, int]:
-        _, s, c = three_axes(shape)
-        return min(max_rank, s), min(max_features, c)
+    def empty(spec: jax.ShapeDtypeStruct | Array) -> Coded:
+        _, s, c = three_axes(spec.shape)
+        return _empty(spec, min(max_rank, s), min(max_features, c), places == "learned" and s > 1)
 
     def init(key, spec):
         del key
-        (_, s, c), (k, j) = three_axes(spec.shape), sizes(spec.shape)
-        places, features = slowest_cosines(spec.shape), jnp.eye(c, dtype=jnp.float32)
-        held = Basis(places[:k], features[:j], jnp.zeros((), jnp.float32))
-        return SenderState(held, places[: min(k + OVERSAMPLE, s)], features[: min(j + OVERSAMPLE, c)]), held
+        (_, s, c), (k, j, learns) = three_axes(spec.shape), _sizes(empty(spec))
+        cosines, features = slowest_cosines(spec.shape), jnp.eye(c, dtype=jnp.float32)
+        held = Basis(cosines[:k], features[:j], jnp.zeros((), jnp.float32))
+        return SenderState(held, cosines[: min(k + OVERSAMPLE * learns, s)], features[: min(j + OVERSAMPLE, c)]), held
 
     def compress(x, enc_state, side):
         tensor, peak = views.over_peak(x.astype(jnp.float32).reshape(three_axes(x.shape)))
         budget = layout.within_int32(side.budget_bytes)
         if isinstance(side.support, Bases):
             known = side.support
-            template = _empty(x, *known.is_sent.shape)
+            template = _empty(x, *known.is_sent.shape, False)
             sent = _code(template, _analysis(tensor, known.places, known.features), known.is_sent, budget)
             return _scaled(template, sent, peak), enc_state
-        template = _empty(x, *sizes(x.shape))
-        state = _follow(tensor, enc_state, side.key)
-        least = max(_basis_bytes(template) / AFFORDABLE, _basis_bytes(template) + _least_bytes(template))
-        is_affordable = budget >= math.ceil(least)
-        codes = [_basis_codes(warm[: len(held)]) for warm, held in zip(state[1:], enc_state.held)]
-        places, features = (_basis_of(code, rows.shape[1]) for code, rows in zip(codes, enc_state.held))
-        new = Basis(places, features, enc_state.held.version + 1)
+        template = empty(x)
+        _k, _j, learns = _sizes(template)
+        state = _follow(tensor, enc_state, learns, side.key)
+        may_send = _affordable_rows(template, mean_bits, budget)
+        moved, codes = _basis_codes(template, state, jnp.sum(may_send), budget)
+        new = _received(template, moved, codes, enc_state.held)._replace(version=enc_state.held.version + 1)
         in_new, in_held = (_analysis(tensor, basis.places, basis.features) for basis in (new, enc_state.held))
-        is_new = is_affordable & _is_better(in_new, in_held)
+        is_new = (moved > 0) & _is_better(in_new, in_held, may_send)
         held = jax.tree.map(lambda new, old: jnp.where(is_new, new, old), new, enc_state.held)
-        moved = {
-            "version": held.version,
-            "moved": jnp.where(is_new, jnp.int32(template.places.shape[0]), 0),
-            "moved_features": jnp.where(is_new, jnp.int32(template.features.shape[0]), 0),
-            "places": jnp.where(is_new, codes[0], 0),
-            "features": jnp.where(is_new, codes[1], 0),
-        }
-        room = budget - jnp.where(is_new, _basis_bytes(template), 0)
-        sent = _code(template, jnp.where(is_new, in_new, in_held), _affordable(template, budget), room)
+        moved = jnp.where(is_new, moved, 0)
+        sent = _code(template, jnp.where(is_new, in_new, in_held), may_send[:, None], budget - moved)
         # A message that is not finite, or that carries nothing, must not move what both ends hold.
         is_message = jnp.isfinite(peak) & (sent["rank"] > 0)
-        moved = {name: jnp.where(is_message, value, jnp.zeros_like(value)) for name, value in moved.items()}
-        moved["version"] = jnp.where(is_message, moved["version"], enc_state.held.version)
-        new_state = SenderState(held, *state[1:])
-        new_state = jax.tree.map(lambda new, old: jnp.where(is_message, new, old), new_state, enc_state)
-        return _scaled(template, sent | moved, peak), new_state
+        held, state = (
+            jax.tree.map(lambda new, old: jnp.where(is_message, new, old), *pair)
+            for pair in ((held, enc_state.held), (state, enc_state))
+        )
+        moved = jnp.where(is_message, moved, 0)
+        basis = {"version": held.version, "moved": moved, "basis": jnp.where(moved > 0, codes, 0)}
+        return _scaled(template, sent | basis, peak), state._replace(held=held)
 
     def min_bytes(spec):
-        return _least_bytes(_empty(spec, *sizes(spec.shape)))
+        return _least_bytes(empty(spec))
 
     return Compressor(init, compress, decompress, layout.num_bytes, min_bytes, support=support)
 
@@ -259,7 +258,7 @@ def support(payload: Coded, state: SenderState | Basis) -> Bases:
         state: either end's after that message.
     """
     held = state.held if isinstance(state, SenderState) else state
-    is_sent = payload.groups[..., 0] > 0
+    is_sent = payload.groups[1:, :, 0] > 0
     # A zero tensor sends no group, and a client whose units have all died would never hear of a gradient again.
     return Bases(held.places, held.features, is_sent | ((payload.rank > 0) & ~jnp.any(is_sent)))
 
@@ -273,14 +272,13 @@ def decompress(payload: Coded, dec_state: Basis, side) -> tuple[Array, Basis]:
     known, new = side.support, dec_state
     is_known = jnp.asarray(True)
     if not isinstance(known, Bases):
-        _, s, c = three_axes(payload.shape)
-        sent = Basis(_basis_of(payload.places, s), _basis_of(payload.features, c), payload.version)
-        has_moved = (payload.moved == len(sent.places)) & (payload.moved_features == len(sent.features))
-        has_stayed = (payload.moved == 0) & (payload.moved_features == 0)
-        new = jax.tree.map(lambda sent, held: jnp.where(has_moved, sent, held), sent, dec_state)
-        known, is_known = new, (has_moved | has_stayed) & (payload.version == new.version)
-    step = jnp.clip(payload.step, 0, NUM_STEPS)
-    values = _values(payload.groups[..., 1:], payload.groups[..., 0], step) * payload.peak
+        sent = _received(payload, payload.moved, payload.basis, dec_state)._replace(version=payload.version)
+        new = jax.tree.map(lambda sent, held: jnp.where(payload.moved > 0, sent, held), sent, dec_state)
+        is_known = _is_whole(payload) & (payload.version == new.version)
+        new = jax.tree.map(lambda new, held: jnp.where(is_known, new, held), new, dec_state)
+        known = new
+    classes, spreads, symbols = _parts(payload.groups)
+    values = _values(symbols, _own_classes(classes, spreads), jnp.clip(payload.step, 0, NUM_STEPS)) * payload.peak
     x_hat = _synthesis(jnp.where(payload.rank > 0, values, 0.0), known.places, known.features)
     x_hat = jnp.where(is_known | (payload.rank == 0), x_hat, jnp.nan)
     spec = layout.tensor_spec(payload)
@@ -314,10 +312,12 @@ def _synthesis(coefficients_kjb: Array, places_ks: Array, features_jc: Array) ->
     return _einsum("kbc,ks->bsc", _einsum("kjb,jc->kbc", coefficients_kjb, features_jc), places_ks)
 
 
-def _follow(tensor_bsc: Array, state: SenderState, key: Key) -> SenderState:
-    """Returns the state with both warm bases one orthogonal iteration further; features are those of the places."""
-    image_kbc = _einsum("bsc,ks->kbc", tensor_bsc, state.places)
-    places = _moved_on(_einsum("kbc,bsc->ks", image_kbc, tensor_bsc), state.places, key)
+def _follow(tensor_bsc: Array, state: SenderState, learns: bool, key: Key) -> SenderState:
+    """Returns the state with its warm bases one orthogonal iteration further; features are those of the places."""
+    places = state.places
+    image_kbc = _einsum("bsc,ks->kbc", tensor_bsc, places)
+    if learns:
+        places = _moved_on(_einsum("kbc,bsc->ks", image_kbc, tensor_bsc), places, key)
     image_jkb = _einsum("kbc,jc->jkb", image_kbc, state.features)
     features = _moved_on(_einsum("jkb,kbc->jc", image_jkb, image_kbc), state.features, key)
     # Zeros say nothing of what comes after them.
@@ -341,47 +341,100 @@ def _moved_on(images: Array, rows: Array, key: Key) -> Array:
     return linalg.orthonormal_rows((images + SHIFT * largest * left_in)[jnp.argsort(-lengths)], key)
 
 
-def _is_better(in_new_kjb: Array, in_held_kjb: Array) -> Array:
+def _is_better(in_new_kjb: Array, in_held_kjb: Array, may_send_k: Array) -> Array:
     """Returns whether a new basis is worth its bytes, by the coefficients in it and in the one that both ends hold.
 
-    It is where it holds more of the energy, or in fewer groups.
+    It is where it holds more of the energy, or in fewer groups, of the rows that may be sent.
     """
-    after, before = (jnp.mean(jnp.square(coefficients), axis=-1) for coefficients in (in_new_kjb, in_held_kjb))
+    after, before = (
+        jnp.where(may_send_k[:, None], jnp.mean(jnp.square(coefficients), axis=-1), 0.0)
+        for coefficients in (in_new_kjb, in_held_kjb)
+    )
     level = MOVED * jnp.mean(after) + jnp.finfo(jnp.float32).tiny
     bits_before, bits_after = (jnp.sum(jnp.log2(1 + energy / level)) for energy in (before, after))
     return (jnp.sum(before) < (1 - MOVED) * jnp.sum(after)) | (bits_before > (1 + MOVED) * bits_after)
 
 
-def _basis_codes(rows: Array) -> Array:
-    """Returns rows in 4 bits an entry, uint8 [k, ceil(n / 2)]; their lengths do not matter."""
+def basis_bytes(shape: Shape, k: int, j: int, learns: bool) -> tuple[int, int]:
+    """Returns the bytes of J rows along features, and of K rows along places where they are learned."""
+    _, s, c = three_axes(shape)
+    return j * -(-c // 2), k * -(-s // 2) * learns
+
+
+def _sizes(payload: Coded) -> tuple[int, int, bool]:
+    """Returns (K, J, whether the basis along places is learned)."""
+    k, j = payload.groups.shape[0] - 1, payload.groups.shape[1]
+    return k, j, payload.basis.size > basis_bytes(payload.shape, k, j, False)[0]
+
+
+def _basis_codes(template: Coded, state: SenderState, num_rows: Array, budget: Array) -> tuple[Array, Array]:
+    """Returns how many bytes of the warm bases are worth sending, 0 where the budget affords none, and all of them.
+
+    Args:
+        template: the payload's layout.
+        state: the sender's.
+        num_rows: int32, the rows along places that may be sent.
+        budget: int32, the largest frame.
+    """
+    k, j, learns = _sizes(template)
+    of_features, of_places = basis_bytes(template.shape, k, j, learns)
+    codes = _row_codes(state.features[:j])
+    room = jnp.minimum((AFFORDABLE * budget.astype(jnp.float32)).astype(jnp.int32), budget - _least_bytes(template))
+    if not learns:
+        return jnp.where(room >= of_features, of_features, 0), codes
+    row_bytes = of_places // k
+    num_rows = jnp.minimum(num_rows, (room - of_features) // row_bytes)
+    moved = jnp.where(num_rows > 0, of_features + num_rows * row_bytes, 0)
+    return moved, jnp.concatenate([codes, _row_codes(state.places[:k])])
+
+
+def _row_codes(rows: Array) -> Array:
+    """Returns rows in 4 bits an entry, uint8 [k ceil(n / 2)]; their lengths do not matter."""
     peak = jnp.max(jnp.abs(rows), axis=1, keepdims=True)
     codes = jnp.round(rows / jnp.where(peak > 0, peak, 1.0) * BASIS_MOST).astype(jnp.int32) + BASIS_MOST
-    pairs = jnp.pad(codes, ((0, 0), (0, codes.shape[1] % 2))).reshape(len(codes), -1, 2)
-    return (pairs[..., 0] * 16 + pairs[..., 1]).astype(jnp.uint8)
+    pairs = jnp.pad(codes, ((0, 0), (0, codes.shape[1] % 2))).reshape(-1, 2)
+    return (pairs[:, 0] * 16 + pairs[:, 1]).astype(jnp.uint8)
 
 
-def _basis_of(codes: Array, length: int) -> Array:
-    """Returns the orthonormal rows [k, length] that codes stand for; both ends make them of the same codes."""
-    codes = jnp.stack([codes // 16, codes % 16], axis=-1).reshape(len(codes), -1)[:, :length]
-    return linalg.nearly_orthonormal_rows(codes.astype(jnp.float32) - BASIS_MOST)
+def _rows_of(codes: Array, num_rows: int, length: int, num_sent: Array | int) -> Array:
+    """Returns the orthonormal rows [k, length] that codes stand for; both ends make them of the same codes.
+
+    Those that were not sent are zeros.
+    """
+    codes = jnp.stack([codes // 16, codes % 16], axis=-1).reshape(num_rows, -1)[:, :length]
+    rows = codes.astype(jnp.float32) - BASIS_MOST
+    return linalg.nearly_orthonormal_rows(jnp.where(jnp.arange(num_rows)[:, None] < num_sent, rows, 0.0))
 
 
-def _empty(spec: jax.ShapeDtypeStruct | Array, k: int, j: int) -> Coded:
+def _received(payload: Coded, moved: Array, codes: Array, held: Basis) -> Basis:
+    """Returns the basis of which `moved` bytes of the codes have crossed, in the version that is held."""
+    (k, j, learns), (_, s, c) = _sizes(payload), three_axes(payload.shape)
+    of_features, of_places = basis_bytes(payload.shape, k, j, learns)
+    features = _rows_of(codes[:of_features], j, c, j)
+    if not learns:
+        return held._replace(features=features)
+    num_sent = (moved - of_features) // (of_places // k)
+    return held._replace(places=_rows_of(codes[of_features:], k, s, num_sent), features=features)
+
+
+def _is_whole(payload: Coded) -> Array:
+    """Returns whether no basis has crossed, or one that is whole: a stranger's frame may hold half a row."""
+    k, j, learns = _sizes(payload)
+    of_features, of_places = basis_bytes(payload.shape, k, j, learns)
+    beyond = payload.moved - of_features
+    is_whole = (beyond > 0) & (beyond % (of_places // k) == 0) if learns else beyond == 0
+    return (payload.moved == 0) | is_whole
+
+
+def _empty(spec: jax.ShapeDtypeStruct | Array, k: int, j: int, learns: bool) -> Coded:
     """Returns the payload's layout for cut tensors of `spec` with K and J rows."""
-    b, s, c = three_axes(spec.shape)
     arrays: dict[str, Any] = {
-        **dict.fromkeys(("rank", "moved", "moved_features", "step", "size"), jax.ShapeDtypeStruct((), jnp.int32)),
+        **dict.fromkeys(("rank", "moved", "step", "size"), jax.ShapeDtypeStruct((), jnp.int32)),
         **dict.fromkeys(("version", "peak"), jax.ShapeDtypeStruct((), jnp.float32)),
-        "places": jax.ShapeDtypeStruct((k, -(-s // 2)), jnp.uint8),
-        "features": jax.ShapeDtypeStruct((j, -(-c // 2)), jnp.uint8),
-        "groups": jax.ShapeDtypeStruct((k, j, 1 + b), jnp.int8),
+        "basis": jax.ShapeDtypeStruct((sum(basis_bytes(spec.shape, k, j, learns)),), jnp.uint8),
+        "groups": jax.ShapeDtypeStruct((1 + k, j, 1 + spec.shape[0]), jnp.int8),
     }
     return Coded(**arrays, shape=tuple(spec.shape), dtype=layout.DTYPES.index(str(spec.dtype)))
-
-
-def _basis_bytes(template: Coded) -> int:
-    """Returns what a new basis adds to a frame."""
-    return template.places.size + template.features.size
 
 
 def _code(template: Coded, coefficients_kjb: Array, may_send_kj: Array, room: Array) -> dict[str, Array]:
@@ -390,86 +443,129 @@ def _code(template: Coded, coefficients_kjb: Array, may_send_kj: Array, room: Ar
     Args:
         template: the payload's layout.
         coefficients_kjb: float32 [K, J, B].
-        may_send_kj: bool [K, J], the groups that may be sent.
+        may_send_kj: bool, broadcasts to [K, J], the groups that may be sent.
         room: int32, the largest frame without a new basis.
     """
     coefficients = jnp.where(may_send_kj[..., None], coefficients_kjb, 0.0)
     peak = jnp.max(jnp.abs(coefficients))
     unit = coefficients / jnp.where(peak > 0, peak, 1.0)
-    log_deviation = 0.5 * jnp.log2(jnp.mean(jnp.square(unit), axis=-1) + jnp.finfo(jnp.float32).tiny)
     room_bytes = jnp.minimum(room - layout.frame_bytes(template), layout.most_coded(template.groups.shape))
 
-    def coded(step):
-        symbols = _symbols(unit, step)
-        return symbols, _classes(symbols, log_deviation, step)
+    def coded(step, spreads, log_deviation):
+        classes = _nearest_classes(log_deviation, step)
+        symbols = _symbols(unit, step, _own_classes(classes, spreads))
+        return jnp.where(jnp.any(symbols != 0, axis=-1), classes, 0), symbols
+
+    spreads = _spreads(unit)
+    log_deviation = _log_deviation(unit, spreads)
 
     def halve(_, carry):
         low, high = carry
         middle = (low + high) // 2
-        fits = _size(_cost(*coded(middle))) <= room_bytes
+        classes, symbols = coded(middle, spreads, log_deviation)
+        fits = _size(_cost(classes, spreads, symbols)) <= room_bytes
         return jnp.where(fits, middle, low), jnp.where(fits, high, middle)
 
     first = jnp.int32(-1), jnp.int32(NUM_STEPS + 1)
     step, _ = jax.lax.fori_loop(0, math.ceil(math.log2(NUM_STEPS + 2)), halve, first)
     fits, step = step >= 0, jnp.clip(step, 0, NUM_STEPS)
-    symbols, classes = coded(step)
-    keeps = fits | _strongest(symbols, classes, log_deviation, room_bytes)
-    symbols, classes = jnp.where(keeps[..., None], symbols, 0), jnp.where(keeps, classes, 0)
+    # What the strongest groups cost at most is known where samples do not differ.
+    spreads = jnp.where(fits, spreads, 0)
+    log_deviation = jnp.where(fits, log_deviation, _log_deviation(unit, spreads))
+    classes, symbols = coded(step, spreads, log_deviation)
+    keeps = fits | _strongest(classes, spreads, symbols, log_deviation, room_bytes)
+    classes, symbols = jnp.where(keeps, classes, 0), jnp.where(keeps[..., None], symbols, 0)
     is_message = room >= _least_bytes(template)
     rank = jnp.maximum(jnp.sum(classes > 0, dtype=jnp.int32), 1)
-    groups = jnp.concatenate([classes[..., None], symbols], axis=-1).astype(jnp.int8)
+    groups = jnp.zeros(template.groups.shape, jnp.int8).at[0, 0, 1:].set(spreads.astype(jnp.int8))
+    groups = groups.at[1:, :, 0].set(classes.astype(jnp.int8)).at[1:, :, 1:].set(symbols.astype(jnp.int8))
     return {
         "rank": jnp.where(is_message, rank, 0),
         "step": step,
-        "size": jnp.where(is_message, _size(_cost(symbols, classes)), 0),
+        "size": jnp.where(is_message, _size(_cost(classes, spreads, symbols)), 0),
         "peak": peak,
         "groups": jnp.where(is_message, groups, 0),
     }
 
 
-def _affordable(template: Coded, budget: Array) -> Array:
-    """Returns which groups a budget affords, bool [K, J]: the first rows of places, at least one."""
-    k, j, width = template.groups.shape
-    row_bytes = max(MEAN_BITS * j * (width - 1) // 8, 1)
+def _affordable_rows(template: Coded, mean_bits: int, budget: Array) -> Array:
+    """Returns which rows of places a budget affords, bool [K]: the first ones, at least one."""
+    rows, j, width = template.groups.shape
+    row_bytes = max(mean_bits * j * (width - 1) // 8, 1)
     most = jnp.maximum((budget - layout.frame_bytes(template)) // row_bytes, 1)
-    return jnp.broadcast_to((jnp.arange(k) < most)[:, None], (k, j))
+    return jnp.arange(rows - 1) < most
 
 
-def _symbols(unit_kjb: Array, step: Array) -> Array:
+def _parts(groups: Array) -> tuple[Array, Array, Array]:
+    """Returns (classes [K, J], spreads [B], symbols [K, J, B]), int32."""
+    groups = groups.astype(jnp.int32)
+    return groups[1:, :, 0], groups[0, 0, 1:], groups[1:, :, 1:]
+
+
+def _spreads(unit_kjb: Array) -> Array:
+    """Returns by how many classes the samples differ from the mean one, int32 [B]: half octaves of their deviation."""
+    squares = jnp.square(unit_kjb)
+    energies = jnp.mean(squares, axis=-1, keepdims=True)
+    # Groups count by how far they are above the level at which they vanish.
+    level = MOVED * jnp.max(energies) + jnp.finfo(jnp.float32).tiny
+    weight = jnp.sum(energies / (energies + level))
+    relative = jnp.sum(squares / (energies + level), axis=(0, 1)) / jnp.where(weight > 0, weight, 1.0)
+    nearest = jnp.round(jnp.log2(relative + jnp.finfo(jnp.float32).tiny))
+    most = entropy.MOST_SPREAD
+    return jnp.clip(jnp.nan_to_num(nearest), -most, most).astype(jnp.int32)
+
+
+def _log_deviation(unit_kjb: Array, spreads_b: Array) -> Array:
+    """Returns log2 of the groups' deviations in a sample without spread, float32 [K, J]."""
+    squares = jnp.square(unit_kjb) * jnp.exp2(-spreads_b.astype(jnp.float32))[None, None]
+    return 0.5 * jnp.log2(jnp.mean(squares, axis=-1) + jnp.finfo(jnp.float32).tiny)
+
+
+def _nearest_classes(log_deviation_kj: Array, step: Array) -> Array:
+    """Returns the class of every group, int32, at least 1: the deviation in steps."""
+    nearest = jnp.round(2 * (log_deviation_kj + step.astype(jnp.float32) / STEPS_AN_OCTAVE)) + entropy.CLASS_OF_ONE
+    return jnp.clip(jnp.nan_to_num(nearest), 1, entropy.NUM_CLASSES - 1).astype(jnp.int32)
+
+
+def _own_classes(classes_kj: Array, spreads_b: Array) -> Array:
+    """Returns the class of every symbol, int32 [K, J, B]; 0 in groups of class 0."""
+    own = jnp.clip(classes_kj[..., None] + spreads_b[None, None], 1, entropy.NUM_CLASSES - 1)
+    return jnp.where(classes_kj[..., None] > 0, own, 0)
+
+
+def _symbols(unit_kjb: Array, step: Array, own_kjb: Array) -> Array:
     """Returns the coefficients, at most 1 in magnitude, in steps, int32."""
     scale = jnp.exp2(step.astype(jnp.float32) / STEPS_AN_OCTAVE)
-    magnitude = jnp.floor(jnp.abs(unit_kjb) * scale + (1 - entropy.DEAD_ZONE))
+    magnitude = jnp.floor(jnp.abs(unit_kjb) * scale + (1 - jnp.asarray(entropy.dead_zones())[own_kjb]))
     magnitude = jnp.minimum(jnp.nan_to_num(magnitude), entropy.MOST)
     return (jnp.sign(unit_kjb) * magnitude).astype(jnp.int32)
 
 
-def _classes(symbols_kjb: Array, log_deviation_kj: Array, step: Array) -> Array:
-    """Returns the class of every group, int32: the deviation in steps, 0 where no symbol is left."""
-    nearest = jnp.round(2 * (log_deviation_kj + step.astype(jnp.float32) / STEPS_AN_OCTAVE)) + entropy.CLASS_OF_ONE
-    nearest = jnp.clip(jnp.nan_to_num(nearest), 1, entropy.NUM_CLASSES - 1).astype(jnp.int32)
-    return jnp.where(jnp.any(symbols_kjb != 0, axis=-1), nearest, 0)
-
-
-def _values(symbols_kjb: Array, classes_kj: Array, step: Array) -> Array:
+def _values(symbols_kjb: Array, own_kjb: Array, step: Array) -> Array:
     """Returns what the symbols stand for, as shares of the peak: the mean of their step by the class's distribution."""
-    beyond = jnp.asarray(entropy.centroids())[classes_kj.astype(jnp.int32)][..., None]
     symbols = symbols_kjb.astype(jnp.float32)
-    magnitude = jnp.where(symbols == 0, 0.0, jnp.abs(symbols) + beyond)
-    return jnp.sign(symbols) * magnitude * jnp.exp2(-step.astype(jnp.float32) / STEPS_AN_OCTAVE)
+    beyond = jnp.asarray(entropy.centroids())[own_kjb]
+    values = jnp.where(symbols == 0, 0.0, symbols + jnp.sign(symbols) * beyond)
+    return values * jnp.exp2(-step.astype(jnp.float32) / STEPS_AN_OCTAVE)
 
 
-def _cost(symbols_kjb: Array, classes_kj: Array) -> Array:
+def _cost(classes_kj: Array, spreads_b: Array, symbols_kjb: Array) -> Array:
     """Returns what the coder needs for all groups, float32 bits."""
     above = jnp.concatenate([jnp.zeros_like(classes_kj[:1]), classes_kj[:-1]])
-    of_map = jnp.asarray(entropy.class_bits())[above, classes_kj]
-    return (
-        jnp.sum(of_map).astype(jnp.float32) + jnp.sum(_group_costs(symbols_kjb, classes_kj).astype(jnp.float32))
-    ) / entropy.COST_UNIT
+    of_map = jnp.sum(jnp.asarray(entropy.class_bits())[above, classes_kj])
+    of_groups = jnp.sum(_group_costs(classes_kj, spreads_b, symbols_kjb).astype(jnp.float32))
+    return _spread_bits(spreads_b) + (of_map.astype(jnp.float32) + of_groups) / entropy.COST_UNIT
 
 
-def _group_costs(symbols_kjb: Array, classes_kj: Array) -> Array:
+def _spread_bits(spreads_b: Array) -> Array:
+    """Returns what the spreads cost, float32 bits."""
+    costs = jnp.asarray(entropy.symbol_bits()[entropy.SPREAD_CLASS])[jnp.abs(spreads_b)]
+    return jnp.sum(costs).astype(jnp.float32) / entropy.COST_UNIT
+
+
+def _group_costs(classes_kj: Array, spreads_b: Array, symbols_kjb: Array) -> Array:
     """Returns the cost of every group's symbols, int32 [K, J]."""
-    costs = jnp.asarray(entropy.symbol_bits())[classes_kj[..., None], jnp.abs(symbols_kjb)]
+    costs = jnp.asarray(entropy.symbol_bits())[_own_classes(classes_kj, spreads_b), jnp.abs(symbols_kjb)]
     return jnp.sum(costs, axis=-1, dtype=jnp.int32)
 
 
@@ -478,12 +574,14 @@ def _size(bits: Array | float) -> Array:
     return jnp.ceil(jnp.asarray(bits, jnp.float32) / 8 * (1 + ROUNDING)).astype(jnp.int32) + entropy.SLACK_BYTES
 
 
-def _strongest(symbols_kjb: Array, classes_kj: Array, log_deviation_kj: Array, room_bytes: Array) -> Array:
+def _strongest(
+    classes_kj: Array, spreads_b: Array, symbols_kjb: Array, log_deviation_kj: Array, room_bytes: Array
+) -> Array:
     """Returns which groups to keep where not even the coarsest step fits, bool [K, J]: those with the most energy."""
-    group_bits = _group_costs(symbols_kjb, classes_kj) + 2 * np.max(entropy.class_bits())
+    group_bits = _group_costs(classes_kj, spreads_b, symbols_kjb) + 2 * np.max(entropy.class_bits())
     order = jnp.argsort(-log_deviation_kj.reshape(-1))
     spent = jnp.cumsum(group_bits.reshape(-1)[order].astype(jnp.float32)) / entropy.COST_UNIT
-    fits = _size(spent + _empty_map_bits(classes_kj.size)) <= room_bytes
+    fits = _size(spent + _empty_map_bits(classes_kj.size) + _spread_bits(spreads_b)) <= room_bytes
     return jnp.zeros(classes_kj.size, bool).at[order].set(fits).reshape(classes_kj.shape)
 
 
@@ -494,13 +592,14 @@ def _empty_map_bits(num_groups: int) -> float:
 
 def _least_bytes(template: Coded) -> int:
     """Returns the length of the least frame in which some group has its place, whatever the values are."""
-    *num_groups, width = template.groups.shape
+    rows, j, width = template.groups.shape
     # At the coarsest step symbols are 0 and 1; as many are 1 as the class's deviation allows.
     costs = entropy.symbol_bits()[1 : entropy.CLASS_OF_ONE + 1]
     deviations = 2.0 ** ((np.arange(1, len(costs) + 1) - entropy.CLASS_OF_ONE + 0.5) / 2)
-    ones = np.minimum((deviations / entropy.DEAD_ZONE) ** 2, 1.0)
-    worst = np.max(ones * costs[:, 1] + (1 - ones) * costs[:, 0]) * (width - 1) + 2 * np.max(entropy.class_bits())
-    bits = _empty_map_bits(math.prod(num_groups)) + worst / entropy.COST_UNIT
+    ones = np.minimum((deviations / entropy.dead_zones()[1 : len(costs) + 1]) ** 2, 1.0)
+    worst = np.max(ones * costs[:, 1] + (1 - ones) * costs[:, 0]) + entropy.symbol_bits()[entropy.SPREAD_CLASS, 0]
+    bits = _empty_map_bits((rows - 1) * j)
+    bits += (worst * (width - 1) + 2 * np.max(entropy.class_bits())) / entropy.COST_UNIT
     return layout.frame_bytes(template) + math.ceil(bits / 8 * (1 + ROUNDING)) + entropy.SLACK_BYTES + 1
 
 
