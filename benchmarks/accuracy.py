@@ -74,6 +74,11 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
                 for ratio, choices in {16: (5, 8), 64: (4, 5, 6, 8), 256: (3, 4, 5)}.items()
                 for bands in choices
             },
+            **{
+                f"ratio {ratio} nsc_rd, {places}": both(method="nsc_rd", ratio=ratio, max_rank=16, places=places)
+                for ratio in (256, 512, 1024)
+                for places in ("learned", "cosines")
+            },
             "at most 4 bits": both(factor_bits=4),
             "energy 0.9": both(energy=0.9),
         },

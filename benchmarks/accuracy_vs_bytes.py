@@ -22,7 +22,7 @@ import runs
 from nscjax import models
 from train import config as configs
 
-RATIOS = (8, 16, 32, 64, 128, 256, 512)
+RATIOS = (8, 16, 32, 64, 128, 256, 512, 1024)
 EVAL_EVERY = 100
 
 UNLIMITED_RANK = 1 << 20
@@ -55,7 +55,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 METHODS = ("none", *SETTINGS, "bottlenet")
 """All that the grid compares."""
 
-SUBVECTORS = {8: (2, 2), 16: (4, 4), 32: (32, 64), 64: (32, 64), 128: (64, 64), 256: (64, 64), 512: (64, 64)}
+SUBVECTORS = {8: (2, 2), 16: (4, 4), 32: (32, 64), 64: (32, 64), **dict.fromkeys(RATIOS[4:], (64, 64))}
 """FedLite's length of a subvector by ratio, up and down."""
 
 IMAGES = {"cifar10": ((32, 32, 3), 10), "fashion_mnist": ((28, 28, 1), 10)}

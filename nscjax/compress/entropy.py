@@ -203,7 +203,7 @@ def _above(classes: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def _model(c: int) -> Categorical:
+def _model(c: int):
     return Categorical(_probabilities(symbol_tables()[c]), perfect=False)
 
 

@@ -211,7 +211,7 @@ def nsc_rd(*, max_rank: int = 16, max_features: int = 64, mean_bits: int = 2, pl
         budget = layout.within_int32(side.budget_bytes)
         if isinstance(side.support, Bases):
             known = side.support
-            template = _empty(x, *known.is_sent.shape, False)
+            template = _empty(x, known.is_sent.shape[0], known.is_sent.shape[1], False)
             sent = _code(template, _analysis(tensor, known.places, known.features), known.is_sent, budget)
             return _scaled(template, sent, peak), enc_state
         template = empty(x)
