@@ -18,12 +18,13 @@ from nscjax.compress.base import Dense
 from nscjax.layout import MAX_BYTES
 from nscjax.remote import grpc as transport
 from nscjax.remote.session import AnswerError
-from train import checkpoint, evaluate, journal, loop, messages, party, report, run_folder
+from train import bandwidth, checkpoint, evaluate, journal, loop, messages, party, report, run_folder
 from train import config as configs
 from train import state as states
 from train.config import Config
 from train.data import Dataset
 from train.data.batches import num_eval_steps
+from train.setup import initial_mbps
 from train.terminal import Terminal
 
 MOST_RESTARTS = 1000
@@ -48,7 +49,12 @@ def run(config: Config) -> int:
     calendar = loop.calendar_of(config, dataset)
     share = party.share(config, dataset, "client", calendar.num_steps)
     certs = None if config.remote.plain_text else Path(config.remote.certs)
-    way = transport.Client(config.remote.address, certs, min(MAX_BYTES, 2 * measure.raw_bytes(share.spec.shape)))
+    way: remote.Transport = transport.Client(
+        config.remote.address, certs, min(MAX_BYTES, 2 * measure.raw_bytes(share.spec.shape))
+    )
+    link = share.setup.link
+    if is_shaped(config):
+        way = remote.Shaped(way, link.up, link.down, config.link.latency_ms / 1000)
     try:
         for _ in range(MOST_RESTARTS):
             try:
@@ -65,6 +71,11 @@ def run(config: Config) -> int:
         raise check.InputError(f"the server refused: {problem}") from None
     finally:
         way.close()
+
+
+def is_shaped(config: Config) -> bool:
+    """Returns whether the config has a link that the real one is to be as slow as."""
+    return any(getattr(config.link, name) is not None for name in configs.LINK_RATES) or config.link.latency_ms > 0
 
 
 def _attempt(
@@ -168,13 +179,15 @@ class Client:
         self._test = x_test, y_test
         self._batch_of = loop.batches_on_device(config, x, y, calendar.steps_per_epoch)
         self._needs_ids = party.needs_ids(config)
+        self._link = bandwidth.Bandwidth(share.setup.estimator, config.link.deadline_s, initial_mbps(config))
         self._eval = evaluate.make_parts(share.setup, config.train.batch_size, dataset.num_classes)
 
     def advance(self, state: party.PartyState, step: int) -> tuple[party.PartyState, states.Metrics]:
         """Makes one step with the server."""
         made, number = self._share, np.int32(step)
         x, y, ids = self._batch_of(step)
-        up, down = made.parts.budgets(None)
+        budgets = self._link.budgets(made.setup.caps)
+        up, down = map(np.int32, budgets)
         payload, pending, sender = made.parts.send(state.party, number, x, ids, up)
         values = jax.device_get(payload)
         if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(values)):
@@ -184,9 +197,11 @@ class Client:
         frame = wire.encode(values)
         request = {
             "step": step, "frame": frame, "labels": messages.int32_bytes(y),
-            "ids": messages.int32_bytes(ids) if self._needs_ids else b"",
+            "ids": messages.int32_bytes(ids) if self._needs_ids else b"", "up_budget": budgets[0],
+            "down_budget": budgets[1],
         }  # fmt: skip
-        answer, seconds = self._session.ask("step", request, messages.ANSWERS["step"])
+        request |= dict(zip(("up_mbps", "down_mbps"), self._link.rates()))
+        answer, exchange = self._session.ask("step", request, messages.ANSWERS["step"])
         if answer["broken"] >= 0:
             raise journal.Broken(states.TENSORS[answer["broken"] % len(states.TENSORS)])
         reply = wire.decode(answer["frame"], like=made.down_payload)
@@ -199,7 +214,7 @@ class Client:
                              bool(measure.is_skipped(reply)))  # fmt: skip
         metrics: Any = (
             answer["loss"], answer["accuracy"], echoed._replace(num_bytes=len(frame)), split.Message(*down_message),
-            up, down, max(0.0, seconds - answer["compute_s"]), broken,
+            up, down, self._link.saw(exchange, answer["compute_s"], (len(frame), len(answer["frame"]))), broken,
         )  # fmt: skip
         return party.PartyState(moved, optimiser, mirror, state.step + 1), states.Metrics(*metrics)
 

@@ -122,7 +122,7 @@ class DirectionConfig:
     weight: float | None = None
     max_features: int | None = None
     mean_bits: int | None = None
-    places: Literal["learned", "cosines"] | None = None
+    places: Literal["learned", "cosines"] = "learned"
     bands: int | None = None
     threshold: float | None = None
     error_feedback: bool | None = None
@@ -144,6 +144,9 @@ class CompressConfig:
 @dataclasses.dataclass(frozen=True)
 class LinkConfig:
     """The simulated link, on a virtual clock; by default it is unlimited.
+
+    With role `client` the link is a real one: `deadline_s`, `estimator` and `initial_mbps` hold for what is measured of
+    it, and the client holds its messages back as long as the link that the other keys describe would.
 
     Attributes:
         up_mbps: constant uplink bandwidth in Mbit/s, 1e-6 to 1e9.
@@ -280,13 +283,9 @@ class Config:
 
     def _require_remote(self) -> None:
         """Raises an `InputError` for what two parties cannot do."""
-        simulated = {
-            name: getattr(self.link, name) for name in ("up_mbps", "down_mbps", "trace", "up_trace", "down_trace")
-        }
-        for name, value in (simulated | {"deadline_s": self.link.deadline_s}).items():
-            if value is not None:
-                remedy = f"The link is a real one (on the command line: --link.{name} null)."
-                raise check.error(f"link.{name}", value, f"nothing with role {self.role!r}", remedy)
+        for name in ("client_step_s", "server_step_s"):
+            if value := getattr(self.link, name):
+                raise check.error(f"link.{name}", value, f"0 with role {self.role!r}", "Both parties compute for real.")
         for way, direction in (("up", self.compress.up), ("down", self.compress.down)):
             if direction.view == "calibrate":
                 remedy = "It needs both halves in one process: calibrate in a local run, and give what it found."
@@ -295,6 +294,10 @@ class Config:
                 )
         if self.data.stream:
             raise check.error("data.stream", True, f"false with role {self.role!r}")
+
+
+LINK_RATES = ("up_mbps", "down_mbps", "trace", "up_trace", "down_trace")
+"""Keys of `LinkConfig` that say how fast the link is."""
 
 
 class Loaded(NamedTuple):

@@ -17,7 +17,10 @@ REQUESTS: dict[str, Schema] = {
         "protocol": int, "config": str, "sample_shape": list, "is_image": bool, "num_train": int, "num_classes": int,
         "saved": list,
     },
-    "step": {"step": int, "frame": bytes, "labels": bytes, "ids": bytes},
+    "step": {
+        "step": int, "frame": bytes, "labels": bytes, "ids": bytes, "up_budget": int, "down_budget": int,
+        "up_mbps": float, "down_mbps": float,
+    },
     "grade": {"step": int, "batch": int, "frame": bytes, "smashed": bytes, "labels": bytes, "num_real": int},
     "scores": {"num_samples": int},
     "save": {"step": int},
@@ -25,7 +28,8 @@ REQUESTS: dict[str, Schema] = {
     "close": {},
 }  # fmt: skip
 """The fields of every request. Frames are `nscjax.wire`'s; `labels` and `ids` are little-endian int32; `ids` is empty
-where no method needs to know the samples, `smashed` where the cut does not also cross as it is."""
+where no method needs to know the samples, `smashed` where the cut does not also cross as it is. The budgets are bytes,
+what the client's link is expected to carry in time; `up_mbps` and `down_mbps` what the client has measured of it."""
 
 ANSWERS: dict[str, Schema] = {
     "hello": {"step": int},

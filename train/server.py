@@ -28,8 +28,8 @@ from train.loop import Signals, calendar_of
 from train.terminal import Terminal
 from train.text import byte_size
 
-LOCAL_KEYS = ("data.dir",)
-"""Config keys that may differ between the parties, beside those that never count."""
+LOCAL_KEYS = ("data.dir", "link.")
+"""Config keys, or their beginnings, that may differ between the parties, beside those that never count."""
 
 LINGER_S = 60.0
 """Seconds after a goodbye in which its answer can be asked for again."""
@@ -48,6 +48,7 @@ def run(config: Config) -> int:
     Raises:
         InputError: config, run folder, address or certificates cannot be used.
     """
+    config = dataclasses.replace(config, link=configs.LinkConfig())  # the client's affair
     run_folder.require_free(config)
     if config.train.resume and (Path(config.run_dir) / "summary.json").exists():
         print(f"{config.run_dir} holds the finished run: nothing to do.")
@@ -188,9 +189,21 @@ class Server:
         if self._terminal is None:
             self._terminal = Terminal(self._calendar.num_steps, 0)
             self._terminal.__enter__()
-        self._asked_at = time.monotonic()
+        self._asked_at = self._begun = time.monotonic()
+        self._waited_s = 0.0
 
-    def _step(self, *, step: int, frame: bytes, labels: bytes, ids: bytes) -> dict[str, Any]:
+    def _step(
+        self,
+        *,
+        step: int,
+        frame: bytes,
+        labels: bytes,
+        ids: bytes,
+        up_budget: int,
+        down_budget: int,
+        up_mbps: float,
+        down_mbps: float,
+    ) -> dict[str, Any]:
         """Makes one step on a client's message."""
         made = self._share
         assert made is not None
@@ -201,7 +214,8 @@ class Server:
         payload = wire.decode(frame, like=made.up_payload)
         y = messages.int32_array(labels, batch_size, self._dataset.num_classes, "labels")
         sample_ids = _ids(ids, batch_size, len(self._dataset.x_train), self._needs_ids)
-        up, down = made.parts.budgets(None)
+        asked = zip((up_budget, down_budget), made.setup.caps)
+        up, down = (np.int32(min(max(budget, 0), cap)) for budget, cap in asked)
         if len(frame) > made.setup.caps[0] and self._config.compress.up.method != "identity":
             raise remote.EnvelopeError(f"frame has {len(frame)} bytes; allowed: {made.setup.caps[0]}")
         number, state = np.int32(step), self._state
@@ -229,7 +243,10 @@ class Server:
         self._totals.add(step_metrics)
         line = journal.train_line(step_metrics, self._totals, self._calendar.epoch(self._totals.steps))
         del line["link_seconds"]  # the client's to measure
-        line["waited_s"] = waited_s
+        self._waited_s += waited_s
+        elapsed_s = time.monotonic() - self._begun
+        line |= {"waited_s": waited_s, "waited_share": self._waited_s / max(elapsed_s, 1e-9)}
+        line |= {"up_mbit_per_s": up_mbps, "down_mbit_per_s": down_mbps}
         assert self._metrics is not None
         if self._calendar.is_log_due(self._totals.steps):
             self._metrics.write(line)
@@ -311,7 +328,7 @@ class Server:
 
 def _require_same(own: Config, other: Config) -> None:
     """Raises an `EnvelopeError` that names what differs between the parties' configs."""
-    differing = [key for key in configs.differing_keys(own, other) if key not in LOCAL_KEYS]
+    differing = [key for key in configs.differing_keys(own, other) if not key.startswith(LOCAL_KEYS)]
     if differing:
         told = ", ".join(f"{key} ({configs.value(other, key)!r} at the client, {configs.value(own, key)!r} here)"
                          for key in differing)  # fmt: skip

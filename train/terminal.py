@@ -64,6 +64,8 @@ class Terminal:
             f"{byte_size(line['up_bytes'])} up {byte_size(line['down_bytes'])} down",
             f"{ratio:.1f}x",
             f"{line['up_skipped'] + line['down_skipped']} skipped" if line["up_skipped"] + line["down_skipped"] else "",
+            "{up_mbit_per_s:.3g}/{down_mbit_per_s:.3g} Mbit/s".format(**line) if "up_mbit_per_s" in line else "",
+            f"waiting {line['waited_share']:.0%}" if "waited_share" in line else "",
         ]
         self._progress.update(self._steps, completed=line["step"])
         self._numbers.plain = "  ".join(filter(None, numbers))

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgpack
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of the messages; both parties must have the same."""
 
 Schema = Mapping[str, type | tuple[type, ...]]

@@ -1,20 +1,33 @@
-"""The transport over gRPC: one unary call a message, mutual TLS, the client known by its certificate.
+"""The transport over gRPC: one call a message, mutual TLS, the client known by its certificate.
+
+A message crosses as a head of a few bytes and the rest: the time from the one to the other, at the receiver, is what
+the link takes for the bytes, without latency and without a clock that both share. The server tells the request's with
+the reply.
 
 Plain text is for tests and for links that are private already; it is refused on any address but loopback.
 """
 
 import concurrent.futures
 import ipaddress
+import struct
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 
 from nscjax import check
-from nscjax.remote.transport import Handler, RefusedError, UnreachableError
+from nscjax.remote.transport import Handler, RefusedError, Reply, Transfer, UnreachableError
 
 METHOD = "/nscjax.Split/Call"
 OVERHEAD_BYTES = 1 << 16
 """Room for the envelope around a frame."""
+
+HEAD_BYTES = 64
+"""Of a request that go first."""
+
+SECONDS = struct.Struct("<d")
+"""What goes first of a reply: how long the request took."""
 
 KEEPALIVE = (
     ("grpc.keepalive_time_ms", 20_000),
@@ -62,12 +75,17 @@ class Client:
             authority, certificate, key = _read(certs, "client")
             credentials = grpc.ssl_channel_credentials(authority, key, certificate)
             self._channel = grpc.secure_channel(address, credentials, options)
-        self._call = self._channel.unary_unary(METHOD)
+        self._call = self._channel.stream_stream(METHOD)
 
-    def call(self, request: bytes, timeout_s: float) -> bytes:
+    def call(self, request: bytes, timeout_s: float) -> Reply:
         """Returns the reply, see `nscjax.remote.transport.Transport`."""
+        parts = request[:HEAD_BYTES], request[HEAD_BYTES:]
         try:
-            return self._call(request, timeout=timeout_s)
+            (head, body), seconds = _timed(self._call(iter(parts), timeout=timeout_s))
+            (up_s,) = SECONDS.unpack(head)
+            return Reply(body, Transfer(len(parts[1]), up_s), Transfer(len(body), seconds))
+        except (ValueError, struct.error) as problem:
+            raise RefusedError(f"server at {self._address}: its reply is none of ours") from problem
         except grpc.RpcError as problem:
             code, details = problem.code(), problem.details()
             # Attempts that were given up may still be under way there, up to the server's limit.
@@ -98,10 +116,16 @@ class Server:
             InputError: a certificate is missing, the address is taken or no address, or plain text was asked for.
         """
 
-        def call(request: bytes, context: grpc.ServicerContext) -> bytes:
-            return handler(request, _name(context))
+        def call(parts: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+            try:
+                request, seconds = _timed(parts)
+            except ValueError:
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a request is a head and a body")
+            reply = handler(b"".join(request), _name(context))
+            yield SECONDS.pack(seconds)
+            yield reply
 
-        method = grpc.unary_unary_rpc_method_handler(call)
+        method = grpc.stream_stream_rpc_method_handler(call)
         service = grpc.method_handlers_generic_handler("nscjax.Split", {"Call": method})
         # More calls at a time than threads are refused: nothing queues without a bound.
         self._server = grpc.server(
@@ -129,6 +153,16 @@ class Server:
     def close(self, grace_s: float = 1.0) -> None:
         """Stops listening; calls under way have `grace_s` seconds."""
         self._server.stop(grace_s).wait()
+
+
+def _timed(parts: Iterator[bytes]) -> tuple[tuple[bytes, bytes], float]:
+    """Returns (head and body, seconds from the one to the other); raises a `ValueError` if there are not both."""
+    head = next(parts, None)
+    started = time.perf_counter()
+    body = next(parts, None)
+    if head is None or body is None:
+        raise ValueError("not both parts of a message have come")
+    return (head, body), time.perf_counter() - started
 
 
 def _name(context: grpc.ServicerContext) -> str:

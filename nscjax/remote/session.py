@@ -3,12 +3,12 @@
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import tenacity
 
 from nscjax.remote import envelope
-from nscjax.remote.transport import Transport, UnreachableError
+from nscjax.remote.transport import Reply, Transfer, Transport, UnreachableError
 
 REQUEST: envelope.Schema = {"run": str, "sequence": int, "kind": str, "body": bytes}
 REPLY: envelope.Schema = {"sequence": int, "status": str, "body": bytes}
@@ -25,6 +25,20 @@ class StrayedError(Exception):
 
 class AnswerError(Exception):
     """The server refused a request; the message is its own."""
+
+
+class Exchange(NamedTuple):
+    """How a request was answered, at the last attempt.
+
+    Attributes:
+        seconds: from sending it to having the answer.
+        up: how the request went.
+        down: how the answer came.
+    """
+
+    seconds: float
+    up: Transfer
+    down: Transfer
 
 
 class Session:
@@ -61,8 +75,8 @@ class Session:
 
     def ask(
         self, kind: str, fields: Mapping[str, Any], schema: envelope.Schema, patience_s: float | None = None
-    ) -> tuple[dict[str, Any], float]:
-        """Returns (the answer, seconds from the last sending to it).
+    ) -> tuple[dict[str, Any], Exchange]:
+        """Returns (the answer, how it came).
 
         Args:
             kind: of the request.
@@ -81,15 +95,15 @@ class Session:
             {"run": self._run, "sequence": self._sequence, "kind": kind, "body": envelope.pack(fields)}
         )
 
-        def attempt() -> tuple[bytes, float]:
+        def attempt() -> tuple[Reply, float]:
             started = time.monotonic()
             self.sent_bytes += len(request)
             return self._transport.call(request, self._timeout_s), time.monotonic() - started
 
         stop = self._retrying.stop if patience_s is None else tenacity.stop_after_delay(patience_s)
-        data, seconds = self._retrying.copy(stop=stop)(attempt)
-        self.received_bytes += len(data)
-        reply = envelope.unpack(data)
+        came, seconds = self._retrying.copy(stop=stop)(attempt)
+        self.received_bytes += len(came.data)
+        reply = envelope.unpack(came.data)
         envelope.check(reply, REPLY, "reply")
         if reply["status"] == "strayed":
             raise StrayedError(reply["body"].decode(errors="replace"))
@@ -100,7 +114,7 @@ class Session:
         self._sequence += 1
         answer = envelope.unpack(reply["body"])
         envelope.check(answer, schema, f"answer to {kind}")
-        return answer, seconds
+        return answer, Exchange(seconds, came.up, came.down)
 
 
 class Desk:

@@ -184,3 +184,19 @@ def test_a_run_goes_on_after_its_server_was_killed_and_its_client_too(folder, mo
     steps = [line["step"] for line in lines(folder / "killed-client", "train")]
     assert steps == list(range(1, 13))
     assert [line["step"] for line in lines(folder / "killed-server", "train")] == steps
+
+
+def test_budgets_follow_the_link_that_the_client_measures(folder):
+    """Shaped to 4 Mbit/s: what is measured is that, and every frame is one that arrives in time."""
+    link = {"link.up_mbps": 4, "link.down_mbps": 2, "link.deadline_s": 0.02, "link.initial_mbps": 1}
+    words = [word for key, value in link.items() for word in (f"--{key}", str(value))]
+    assert both(folder, "shaped", *words) == {"client": 0, "server": 0}
+    found = lines(folder / "shaped-client", "train")
+    for line in found[1:]:
+        assert line["up_bytes"] <= line["up_budget_bytes"] <= 4 * 0.02 * 125_000
+        assert line["down_bytes"] <= line["down_budget_bytes"] <= 2 * 0.02 * 125_000
+    assert found[-1]["up_budget_bytes"] > 0.5 * 4 * 0.02 * 125_000
+    assert found[-1]["link_seconds"] > (found[-1]["up_bytes"] / 4 + found[-1]["down_bytes"] / 2) / 125_000
+    at_server = lines(folder / "shaped-server", "train")
+    assert at_server[-1]["up_mbit_per_s"] == pytest.approx(4, rel=0.2)
+    assert at_server[-1]["down_budget_bytes"] == found[-1]["down_budget_bytes"]

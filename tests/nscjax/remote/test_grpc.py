@@ -1,7 +1,9 @@
 """Real sockets on loopback, real certificates."""
 
+import concurrent.futures
 import stat
 
+import grpc
 import pytest
 
 from nscjax.check import InputError
@@ -39,7 +41,40 @@ def call(address, folder, request=b"hello", timeout_s=5.0):
 @pytest.mark.parametrize("size", [0, 1, 10_000, MAX_BYTES])
 def test_bytes_come_back_with_the_name_in_the_certificate(server, folder, size):
     request = bytes(range(256)) * (size // 256)
-    assert call(server, folder, request) == b"ada:" + request
+    reply = call(server, folder, request)
+    assert reply.data == b"ada:" + request
+    assert reply.up.num_bytes == max(len(request) - transport.HEAD_BYTES, 0)
+    assert reply.down.num_bytes == len(reply.data)
+    assert 0 <= reply.up.seconds < 5
+    assert 0 <= reply.down.seconds < 5
+
+
+def test_half_a_request_is_refused(server, folder):
+    client = transport.Client(server, folder, MAX_BYTES)
+    with pytest.raises(grpc.RpcError) as refused:
+        list(client._call(iter([b"head"]), timeout=5))
+    client.close()
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_half_a_reply_is_refused(folder):
+    """A server that is none of ours."""
+
+    def call(parts, context):
+        yield b"12345678"
+
+    method = grpc.stream_stream_rpc_method_handler(call)
+    other = grpc.server(
+        concurrent.futures.ThreadPoolExecutor(1),
+        handlers=[grpc.method_handlers_generic_handler("nscjax.Split", {"Call": method})],
+    )
+    port = other.add_insecure_port("127.0.0.1:0")
+    other.start()
+    client = transport.Client(f"127.0.0.1:{port}", None, MAX_BYTES)
+    with pytest.raises(RefusedError, match="none of ours"):
+        client.call(b"hello", 5.0)
+    client.close()
+    other.stop(0)
 
 
 def test_a_message_above_the_limit_is_refused(server, folder):
@@ -73,7 +108,7 @@ def test_plain_text_is_for_loopback_alone(address):
 
 def test_plain_text_on_loopback():
     listening = transport.Server("localhost:0", None, MAX_BYTES, lambda request, name: request)
-    assert call(f"localhost:{listening.port}", None) == b"hello"
+    assert call(f"localhost:{listening.port}", None).data == b"hello"
     listening.close(0)
 
 

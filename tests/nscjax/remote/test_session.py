@@ -1,7 +1,18 @@
 import pytest
 
-from nscjax.remote import Desk, EnvelopeError, Local, RefusedError, Session, StrayedError, UnreachableError, envelope
+from nscjax.remote import (
+    Desk,
+    EnvelopeError,
+    Local,
+    RefusedError,
+    Reply,
+    Session,
+    StrayedError,
+    UnreachableError,
+    envelope,
+)
 from nscjax.remote.session import AnswerError
+from nscjax.remote.transport import UNSEEN
 
 ANSWER = {"count": int}
 
@@ -32,7 +43,7 @@ class Lossy:
         reply = self._handler(request, "client")
         if self._calls % 4 == 2:
             raise UnreachableError("reply lost")
-        return self._handler(request, "client") if self._calls % 4 == 3 else reply
+        return Reply(self._handler(request, "client") if self._calls % 4 == 3 else reply, UNSEEN, UNSEEN)
 
     def close(self):
         pass

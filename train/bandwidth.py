@@ -1,0 +1,72 @@
+"""What the client has seen of a real link, and what its next messages may have: the budgets of a two-party run."""
+
+import collections
+
+import jax
+import jax.numpy as jnp
+
+from nscjax import link as links
+from nscjax.remote import Exchange
+
+ROUND_TRIPS = 50
+"""Of so many exchanges the fastest tells the latency."""
+
+
+class Bandwidth:
+    """Follows both directions of a link by the transfers that were made on it; nothing is sent to probe it."""
+
+    def __init__(self, estimator: links.Estimator, deadline_s: float | None, initial_mbps: tuple[float, float]) -> None:
+        """Makes one that has seen nothing.
+
+        Args:
+            estimator: of either direction.
+            deadline_s: seconds that a message may take, or None.
+            initial_mbps: (up, down) to reckon with until a transfer was seen.
+        """
+        self._update, self._rate = jax.jit(estimator.update), jax.jit(estimator.mbit_per_s)
+        self._states = [estimator.init(jnp.float32(mbps)) for mbps in initial_mbps]
+        self._deadline_s = deadline_s
+        self._round_trips: collections.deque[float] = collections.deque(maxlen=ROUND_TRIPS)
+        self._envelope_bytes = [0, 0]
+
+    @property
+    def latency_s(self) -> float:
+        """Seconds that a message takes, whatever its size: half the shortest round trip of late."""
+        return min(self._round_trips, default=0.0) / 2
+
+    def rates(self) -> tuple[float, float]:
+        """Returns (up, down) what to reckon with, in Mbit/s."""
+        up, down = (float(self._rate(state)) for state in self._states)
+        return up, down
+
+    def budgets(self, caps: tuple[int, int]) -> tuple[int, int]:
+        """Returns (up, down) the largest frames that are expected to arrive in time, in bytes.
+
+        Args:
+            caps: (up, down) what the config allows.
+        """
+        if self._deadline_s is None:
+            return caps
+        up, down = (
+            max(min(cap, int(links.budget_bytes(rate, self._deadline_s, self.latency_s)) - envelope), 0)
+            for cap, rate, envelope in zip(caps, self.rates(), self._envelope_bytes)
+        )
+        return up, down
+
+    def saw(self, exchange: Exchange, compute_s: float, frame_bytes: tuple[int, int]) -> float:
+        """Takes in one exchange; returns the seconds that the link took for both of its messages.
+
+        Args:
+            exchange: as it was seen.
+            compute_s: of it, seconds that the server was busy.
+            frame_bytes: (up, down) the bytes of the frames; all else is envelope.
+        """
+        link_s = max(exchange.seconds - compute_s, 0.0)
+        transfers = exchange.up, exchange.down
+        self._round_trips.append(max(link_s - sum(transfer.seconds for transfer in transfers), 0.0))
+        self._states = [self._update(state, *transfer) for state, transfer in zip(self._states, transfers)]
+        self._envelope_bytes = [
+            max(transfer.num_bytes - frame, 0) if transfer.num_bytes else before
+            for transfer, frame, before in zip(transfers, frame_bytes, self._envelope_bytes)
+        ]
+        return link_s
