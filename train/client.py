@@ -95,12 +95,7 @@ def _attempt(
             on_waiting=_once(lambda why: terminal.say(f"waiting for the server: {why}")),
         )  # fmt: skip
         own = checkpoint.steps(saved) if may_resume else []
-        hello = {
-            "protocol": remote.PROTOCOL, "config": configs.to_toml(config),
-            "sample_shape": list(dataset.x_train.shape[1:]), "is_image": dataset.x_train.dtype == np.uint8,
-            "num_train": len(dataset.x_train), "num_classes": dataset.num_classes, "saved": own,
-        }  # fmt: skip
-        answer, _ = session.ask("hello", hello, messages.ANSWERS["hello"])
+        answer, _ = session.ask("hello", hello(config, dataset, own), messages.ANSWERS["hello"])
         common = answer["step"]
         if common not in {0, *own}:
             raise remote.EnvelopeError(f"the server goes on after step {common}; the client has {own}")
@@ -146,6 +141,15 @@ def _attempt(
         page = report.write(folder)
     terminal.finished(found, page)
     return 0
+
+
+def hello(config: Config, dataset: Dataset, saved: list[int]) -> dict[str, Any]:
+    """Returns the request that opens a session: what the client is about, and the steps of which it has checkpoints."""
+    return {
+        "protocol": remote.PROTOCOL, "config": configs.to_toml(config), "sample_shape": list(dataset.x_train.shape[1:]),
+        "is_image": dataset.x_train.dtype == np.uint8, "num_train": len(dataset.x_train),
+        "num_classes": dataset.num_classes, "saved": saved,
+    }  # fmt: skip
 
 
 def _once(say: Callable[[str], Any]) -> Callable[[str], Any]:

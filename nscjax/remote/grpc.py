@@ -1,8 +1,8 @@
 """The transport over gRPC: one call a message, mutual TLS, the client known by its certificate.
 
-A message crosses as a head of a few bytes and the rest: the time from the one to the other, at the receiver, is what
-the link takes for the bytes, without latency and without a clock that both share. The server tells the request's with
-the reply.
+A call's headers arrive before its message: the time from the one to the other, at the receiver, is what the link takes
+for the bytes, without latency and without a clock that both share. The server tells the request's with the reply's
+headers.
 
 Plain text is for tests and for links that are private already; it is refused on any address but loopback.
 """
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
+from grpc.experimental import ChannelOptions
 
 from nscjax import check
 from nscjax.remote.transport import Handler, RefusedError, Reply, Transfer, UnreachableError
@@ -23,11 +24,9 @@ METHOD = "/nscjax.Split/Call"
 OVERHEAD_BYTES = 1 << 16
 """Room for the envelope around a frame."""
 
-HEAD_BYTES = 64
-"""Of a request that go first."""
-
 SECONDS = struct.Struct("<d")
-"""What goes first of a reply: how long the request took."""
+SECONDS_KEY = "request-seconds-bin"
+"""Header of a reply: how long the request took."""
 
 KEEPALIVE = (
     ("grpc.keepalive_time_ms", 20_000),
@@ -67,6 +66,7 @@ class Client:
             *_options(max_bytes),
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 5000),
+            (ChannelOptions.SingleThreadedUnaryStream, 1),  # as fast as a unary call
         ]
         if certs is None:
             _require_loopback(address)
@@ -75,16 +75,17 @@ class Client:
             authority, certificate, key = _read(certs, "client")
             credentials = grpc.ssl_channel_credentials(authority, key, certificate)
             self._channel = grpc.secure_channel(address, credentials, options)
-        self._call = self._channel.stream_stream(METHOD)
+        self._call = self._channel.unary_stream(METHOD)
 
     def call(self, request: bytes, timeout_s: float) -> Reply:
         """Returns the reply, see `nscjax.remote.transport.Transport`."""
-        parts = request[:HEAD_BYTES], request[HEAD_BYTES:]
         try:
-            (head, body), seconds = _timed(self._call(iter(parts), timeout=timeout_s))
-            (up_s,) = SECONDS.unpack(head)
-            return Reply(body, Transfer(len(parts[1]), up_s), Transfer(len(body), seconds))
-        except (ValueError, struct.error) as problem:
+            replies = self._call(request, timeout=timeout_s)
+            headers = dict(replies.initial_metadata() or ())
+            data, seconds = _timed(replies)
+            (up_s,) = SECONDS.unpack(headers[SECONDS_KEY])
+            return Reply(data, Transfer(len(request), up_s), Transfer(len(data), seconds))
+        except (StopIteration, KeyError, struct.error) as problem:
             raise RefusedError(f"server at {self._address}: its reply is none of ours") from problem
         except grpc.RpcError as problem:
             code, details = problem.code(), problem.details()
@@ -116,13 +117,13 @@ class Server:
             InputError: a certificate is missing, the address is taken or no address, or plain text was asked for.
         """
 
-        def call(parts: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        def call(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
             try:
-                request, seconds = _timed(parts)
-            except ValueError:
-                context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a request is a head and a body")
-            reply = handler(b"".join(request), _name(context))
-            yield SECONDS.pack(seconds)
+                request, seconds = _timed(requests)
+            except StopIteration:
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a call is one request")
+            reply = handler(request, _name(context))
+            context.send_initial_metadata(((SECONDS_KEY, SECONDS.pack(seconds)),))
             yield reply
 
         method = grpc.stream_stream_rpc_method_handler(call)
@@ -155,14 +156,11 @@ class Server:
         self._server.stop(grace_s).wait()
 
 
-def _timed(parts: Iterator[bytes]) -> tuple[tuple[bytes, bytes], float]:
-    """Returns (head and body, seconds from the one to the other); raises a `ValueError` if there are not both."""
-    head = next(parts, None)
+def _timed(messages: Iterator[bytes]) -> tuple[bytes, float]:
+    """Returns the next message and the seconds until it is whole; raises `StopIteration` if there is none."""
     started = time.perf_counter()
-    body = next(parts, None)
-    if head is None or body is None:
-        raise ValueError("not both parts of a message have come")
-    return (head, body), time.perf_counter() - started
+    message = next(messages)
+    return message, time.perf_counter() - started
 
 
 def _name(context: grpc.ServicerContext) -> str:

@@ -43,25 +43,28 @@ def test_bytes_come_back_with_the_name_in_the_certificate(server, folder, size):
     request = bytes(range(256)) * (size // 256)
     reply = call(server, folder, request)
     assert reply.data == b"ada:" + request
-    assert reply.up.num_bytes == max(len(request) - transport.HEAD_BYTES, 0)
+    assert reply.up.num_bytes == len(request)
     assert reply.down.num_bytes == len(reply.data)
     assert 0 <= reply.up.seconds < 5
     assert 0 <= reply.down.seconds < 5
 
 
-def test_half_a_request_is_refused(server, folder):
-    client = transport.Client(server, folder, MAX_BYTES)
-    with pytest.raises(grpc.RpcError) as refused:
-        list(client._call(iter([b"head"]), timeout=5))
-    client.close()
+def test_a_call_without_a_request_is_refused(server, folder):
+    names = "ca.pem", "client.key", "client.pem"
+    channel = grpc.secure_channel(
+        server, grpc.ssl_channel_credentials(*((folder / name).read_bytes() for name in names))
+    )
+    with channel, pytest.raises(grpc.RpcError) as refused:
+        list(channel.stream_stream(transport.METHOD)(iter(()), timeout=5))
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_half_a_reply_is_refused(folder):
+@pytest.mark.parametrize("replies", [(), (b"data",)])
+def test_a_reply_that_does_not_tell_the_request_is_refused(replies):
     """A server that is none of ours."""
 
     def call(parts, context):
-        yield b"12345678"
+        yield from replies
 
     method = grpc.stream_stream_rpc_method_handler(call)
     other = grpc.server(
