@@ -105,15 +105,19 @@ def up_share(method: str, shape: tuple[int, ...]) -> float:
     return 0.5
 
 
-def directions(method: str, ratio: int, shape: tuple[int, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+def directions(
+    method: str, ratio: int, shape: tuple[int, ...], limits: dict[str, int] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the settings of the uplink and of the downlink whose frames together keep to the ratio.
 
     Args:
         method: its name.
         ratio: of both directions together.
         shape: of one sample at the cut.
+        limits: of the components, in the place of `most_components`.
     """
-    common = {"method": method, "ratio": ratio} | most_components(method, ratio, shape) | SETTINGS[method]
+    limits = most_components(method, ratio, shape) if limits is None else limits
+    common = {"method": method, "ratio": ratio} | limits | SETTINGS[method]
     share = up_share(method, shape)
     if share != 0.5:
         up, down = (common | {"ratio": round(ratio / (2 * part), 3)} for part in (share, 1 - share))

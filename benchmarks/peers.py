@@ -5,7 +5,8 @@
     python benchmarks/peers.py --search
 
 The captured tensors of each point in training are sent one after the other at every ratio; what counts is the mean over
-the warm messages. The device part is compressing and decompressing one message each way, at 32x (8x or 1x where that is
+the warm messages. Methods have all the components that earn a bit: for the least distortion, and not, as in the grid,
+for accuracy. The device part is compressing and decompressing one message each way, at 32x (8x or 1x where that is
 the highest that the method has); it is timed in turn with the uncompressed step. It writes
 `benchmarks/results/peers.json`. With `--search` it measures the distortion of every candidate setting instead, into
 `peers_search.json`: from these the grid's settings were chosen.
@@ -23,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg  # noqa: F401  # loads LAPACK, so that its threads can be limited
-from accuracy_vs_bytes import RATIOS, SETTINGS, directions
+from accuracy_vs_bytes import RATIOS, SETTINGS, UNLIMITED_RANK, directions
 from capture import FOLDER
 from record import write
 from step import made_data, split_step
@@ -34,6 +35,12 @@ from nscjax.check import InputError
 from nscjax.compress import view as views
 from train import compression
 from train import config as configs
+
+EVERY_COMPONENT: dict[str, dict[str, int]] = {
+    "nsc_rd": {"max_rank": UNLIMITED_RANK, "mean_bits": 0},
+    **dict.fromkeys(("nsc_sl", "truncated_svd", "powersgd"), {"max_rank": UNLIMITED_RANK}),
+}
+"""Settings with which nothing limits a method's components but the budget."""
 
 COLD_MESSAGES = 2
 TIMED_RATIOS = (32, 8, 1)
@@ -53,8 +60,8 @@ CANDIDATES: dict[str, tuple[dict[str, Any], ...]] = {
 def direction(
     method: str, way: int, ratio: int, spec: jax.ShapeDtypeStruct, changes: dict[str, Any], num_messages: int
 ) -> compression.Direction:
-    """Returns one direction of a method as the grid has it; raises an `InputError` where no frame is so small."""
-    settings = directions(method, ratio, spec.shape[1:])[way]
+    """Returns one direction of a method with all its components; raises an `InputError` where no frame is so small."""
+    settings = directions(method, ratio, spec.shape[1:], EVERY_COMPONENT.get(method, {}))[way]
     config = configs.DirectionConfig(**settings | changes)
     view = views.resolve(config.view, spec.shape)
     return compression.build(("up", "down")[way], config, view, spec, num_messages * spec.shape[0], 1 << 30)
