@@ -38,7 +38,7 @@ from train import config as configs
 
 EVERY_COMPONENT: dict[str, dict[str, int]] = {
     "nsc_rd": {"max_rank": UNLIMITED_RANK, "mean_bits": 0},
-    **dict.fromkeys(("nsc_sl", "truncated_svd", "powersgd"), {"max_rank": UNLIMITED_RANK}),
+    **{key: {"max_rank": UNLIMITED_RANK} for key in ("nsc_sl", "truncated_svd", "powersgd")},
 }
 """Settings with which nothing limits a method's components but the budget."""
 
