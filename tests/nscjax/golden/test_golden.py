@@ -39,13 +39,17 @@ METHODS = {
     "columns": compress.METHODS["splitfc"](bits=3),
     "coefficients": compress.nsc_sl(max_rank=4, energy=1.0, view="BH,WC"),
     "factors": compress.METHODS["powersgd"](max_rank=4, view="BH,WC", error_feedback=False),
+    "coded": compress.nsc_rd(max_rank=4),
+    "coded_cosines": compress.nsc_rd(max_rank=6, places="cosines"),
 }
 """Compressors whose payloads are stored; `Dense` needs none."""
 NAMES = ("dense_float32", "dense_bfloat16", *METHODS)
 RANKS = {
     **{"low_rank_empty": 0, "factors": 3, "coefficients": 3, "quantised": 11, "sparse": 7, "sparse_values": 5},
-    **{"banded": 29, "half": 1, "superposed": 2, "codebook": 2, "columns": 9},
+    **{"banded": 29, "half": 1, "superposed": 2, "codebook": 2, "columns": 9, "coded": 20, "coded_cosines": 30},
 }
+BUDGETS = {"coded": 200, "coded_cosines": 220}
+"""Of a frame in bytes; where none is given, those of the rank."""
 
 
 def path(name, suffix):
@@ -119,16 +123,20 @@ def test_the_rank_of_a_stored_frame(name):
 
 def made(name):
     """Returns the payload to store under `name`."""
-    x = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=SHAPE), jnp.float32)
     if name.startswith("dense"):
-        return Dense(values=jnp.asarray(x, name.split("_")[1]))
+        return Dense(values=x.astype(name.split("_")[1]))
     enc, _ = METHODS[name].init(jax.random.key(0), jax.ShapeDtypeStruct(x.shape, x.dtype))
-    empty, _ = METHODS[name].compress(jnp.asarray(x), enc, side_of(name, 0))
-    rank = RANKS.get(name, 3)
-    budget_bytes = layout.frame_bytes(
-        empty, **{count: min(4 * rank, top) for count, top in layout.most(empty).items()} | {"rank": rank}
+    budget_bytes = BUDGETS.get(name) or budget_of(
+        METHODS[name].compress(x, enc, side_of(name, 0))[0], RANKS.get(name, 3)
     )
-    return METHODS[name].compress(jnp.asarray(x), enc, side_of(name, budget_bytes))[0]
+    return METHODS[name].compress(x, enc, side_of(name, budget_bytes))[0]
+
+
+def budget_of(payload, rank):
+    """Returns a budget with which such a payload has the rank."""
+    counts = {count: min(4 * rank, top) for count, top in layout.most(payload).items()}
+    return layout.frame_bytes(payload, **counts | {"rank": rank})
 
 
 def store(name):
