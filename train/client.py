@@ -182,7 +182,8 @@ class Client:
         x, y, x_test, y_test = map(jnp.asarray, (dataset.x_train, dataset.y_train, dataset.x_test, dataset.y_test))
         self._test = x_test, y_test
         self._batch_of = loop.batches_on_device(config, x, y, calendar.steps_per_epoch)
-        self._needs_ids = party.needs_ids(config)
+        self._has_labels = config.remote.labels == "client"
+        self._needs_ids = party.needs_ids(config) or not self._has_labels
         self._link = bandwidth.Bandwidth(share.setup.estimator, config.link.deadline_s, initial_mbps(config))
         self._eval = evaluate.make_parts(share.setup, config.train.batch_size, dataset.num_classes)
 
@@ -200,7 +201,7 @@ class Client:
         echoed, mirror = made.echo(payload, pending.smashed, state.mirror, number, ids, up)
         frame = wire.encode(values)
         request = {
-            "step": step, "frame": frame, "labels": messages.int32_bytes(y),
+            "step": step, "frame": frame, "labels": messages.int32_bytes(y) if self._has_labels else b"",
             "ids": messages.int32_bytes(ids) if self._needs_ids else b"", "up_budget": budgets[0],
             "down_budget": budgets[1],
         }  # fmt: skip
@@ -235,7 +236,7 @@ class Client:
             whole = wire.encode(Dense(values=smashed)) if self._config.remote.eval_uncompressed else b""
             request = {
                 "step": int(state.step), "batch": batch, "frame": frame, "smashed": whole,
-                "labels": messages.int32_bytes(labels), "num_real": int(mask.sum()),
+                "labels": messages.int32_bytes(labels) if self._has_labels else b"", "num_real": int(mask.sum()),
             }  # fmt: skip
             self._session.ask("grade", request, messages.ANSWERS["grade"])
             self._terminal.evaluating(batch + 1, num_batches)

@@ -222,6 +222,9 @@ class RemoteConfig:
         timeout_s: seconds that one attempt to get an answer may take, above 0; the first step compiles.
         patience_s: seconds after which a client gives up a server that does not answer, at least 0.
         eval_uncompressed: also send the cut as it is in evaluations, for the accuracy with the cut left alone.
+        labels: which party has the labels, `client` or `server`; those of the other's data are not looked at.
+        labels_file: of the server, if it has them: an .npz file with `y_train` and `y_test`, in the order of the
+            client's data.
     """
 
     address: str = "127.0.0.1:50551"
@@ -230,6 +233,8 @@ class RemoteConfig:
     timeout_s: float = 120.0
     patience_s: float = 300.0
     eval_uncompressed: bool = False
+    labels: Literal["client", "server"] = "client"
+    labels_file: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

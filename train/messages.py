@@ -27,9 +27,10 @@ REQUESTS: dict[str, Schema] = {
     "goodbye": {"step": int, "digest": str, "summary": str},
     "close": {},
 }  # fmt: skip
-"""The fields of every request. Frames are `nscjax.wire`'s; `labels` and `ids` are little-endian int32; `ids` is empty
-where no method needs to know the samples, `smashed` where the cut does not also cross as it is. The budgets are bytes,
-what the client's link is expected to carry in time; `up_mbps` and `down_mbps` what the client has measured of it."""
+"""The fields of every request. Frames are `nscjax.wire`'s; `labels` and `ids` are little-endian int32. `labels` is
+empty where the server has them, `ids` where neither it nor a method needs to know the samples, `smashed` where the cut
+does not also cross as it is. The budgets are bytes, what the client's link is expected to carry in time; `up_mbps` and
+`down_mbps` what the client has measured of it."""
 
 ANSWERS: dict[str, Schema] = {
     "hello": {"step": int},

@@ -23,7 +23,7 @@ from train import checkpoint, evaluate, journal, messages, party, run_folder
 from train import config as configs
 from train import state as states
 from train.config import Config
-from train.data import Dataset
+from train.data import Dataset, load_labels
 from train.loop import Signals, calendar_of
 from train.terminal import Terminal
 from train.text import byte_size
@@ -76,6 +76,7 @@ class Server:
         """Makes a server that has not met its client yet."""
         self.is_done = threading.Event()
         self._config = config
+        self._labels = _own_labels(config)
         self._lock = threading.Lock()
         self._problem: check.InputError | None = None
         self._share: party.Share | None = None
@@ -138,8 +139,10 @@ class Server:
         """Compares what both parties are about, and agrees on the newest step that both have."""
         if protocol != remote.PROTOCOL:
             raise remote.EnvelopeError(f"the client speaks protocol {protocol}, the server {remote.PROTOCOL}")
-        _require_same(self._config, configs.from_toml(config))
+        theirs = configs.from_toml(config)
+        _require_same(self._config, theirs)
         dataset = _shapes(sample_shape, is_image, num_train, num_classes)
+        self._require_labels(theirs.remote.labels, dataset)
         if run != self._run:
             self._meet(run, dataset)
         assert self._share is not None
@@ -182,7 +185,7 @@ class Server:
         known.write_text(run)
         self._checkpoints = folder / "checkpoints"
         self._dataset, self._run = dataset, run
-        self._needs_ids = party.needs_ids(self._config)
+        self._needs_ids = party.needs_ids(self._config) or self._labels is not None
         self._grade_parts = evaluate.make_parts(made.setup, self._config.train.batch_size, dataset.num_classes)
         self._whole = jax.eval_shape(lambda values: Dense(values=values), made.spec)
         self._share = made
@@ -212,8 +215,11 @@ class Server:
         waited_s = started - self._asked_at
         batch_size = made.spec.shape[0]
         payload = wire.decode(frame, like=made.up_payload)
-        y = messages.int32_array(labels, batch_size, self._dataset.num_classes, "labels")
         sample_ids = _ids(ids, batch_size, len(self._dataset.x_train), self._needs_ids)
+        if self._labels is None:
+            y = messages.int32_array(labels, batch_size, self._dataset.num_classes, "labels")
+        else:
+            y = self._labels[0][sample_ids]
         asked = zip((up_budget, down_budget), made.setup.caps)
         up, down = (np.int32(min(max(budget, 0), cap)) for budget, cap in asked)
         if len(frame) > made.setup.caps[0] and self._config.compress.up.method != "identity":
@@ -271,11 +277,39 @@ class Server:
         size = made.spec.shape[0]
         payload = wire.decode(frame, like=made.up_payload)
         whole = wire.decode(smashed, like=self._whole).values if smashed else None
-        y = messages.int32_array(labels, size, self._dataset.num_classes, "labels")
+        if self._labels is None:
+            y = messages.int32_array(labels, size, self._dataset.num_classes, "labels")
+        else:
+            y = self._test_labels(batch, size, num_real)
         self._grading = self._grade_parts.grade(
             self._state.party, *self._grading, payload, whole, y, np.arange(size) < num_real, np.int32(batch)
         )
         return {}
+
+    def _require_labels(self, party: str, dataset: Dataset) -> None:
+        """Raises an `EnvelopeError` unless one party has the labels, and those that belong to the client's data."""
+        own = self._config.remote.labels
+        if party != own:
+            raise remote.EnvelopeError(f"remote.labels is {party!r} at the client, {own!r} here")
+        if self._labels is None:
+            return
+        train, test = self._labels
+        if len(train) != len(dataset.x_train):
+            raise remote.EnvelopeError(f"the client has {len(dataset.x_train)} samples, the server {len(train)} labels")
+        for labels in (train, test):
+            if not (labels.min() >= 0 and labels.max() < dataset.num_classes):
+                raise remote.EnvelopeError(
+                    f"the server's labels are from {labels.min()} to {labels.max()}, the client's classes are "
+                    f"{dataset.num_classes}"
+                )
+
+    def _test_labels(self, batch: int, size: int, num_real: int) -> np.ndarray:
+        """Returns the labels of a batch of the test set, zeros for padding."""
+        assert self._labels is not None
+        test = self._labels[1]
+        if not (batch >= 0 and 1 <= num_real <= size and batch * size + num_real <= len(test)):
+            raise remote.EnvelopeError(f"batch {batch} has {num_real} samples; the server has {len(test)} test labels")
+        return np.pad(test[batch * size : batch * size + num_real], (0, size - num_real))
 
     def _scores(self, *, num_samples: int) -> dict[str, Any]:
         """Returns the scores of the batches graded, as JSON."""
@@ -324,6 +358,16 @@ class Server:
     def _require_at(self, step: int) -> None:
         if step != self._totals.steps:
             raise remote.StrayedError(f"the server is after step {self._totals.steps}, the client after {step}")
+
+
+def _own_labels(config: Config) -> tuple[np.ndarray, np.ndarray] | None:
+    """Returns the server's labels of both splits, or None if they are the client's."""
+    if config.remote.labels == "client":
+        return None
+    if not config.remote.labels_file:
+        remedy = "With remote.labels 'server' the server needs one."
+        raise check.error("remote.labels_file", "", "an .npz file with y_train and y_test", remedy)
+    return load_labels(Path(config.remote.labels_file), config.data)
 
 
 def _require_same(own: Config, other: Config) -> None:

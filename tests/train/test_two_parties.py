@@ -1,11 +1,13 @@
 """Server and client over gRPC with mutual TLS, on loopback: what a local run computes, whatever is killed meanwhile."""
 
+import dataclasses
 import json
 import socket
 import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 
 from nscjax import check
@@ -201,3 +203,38 @@ def test_budgets_follow_the_link_that_the_client_measures(folder):
         assert found[-1][f"{way}_bytes"] > 0.2 * rate * deadline_s * 125_000
     assert found[-1]["link_seconds"] > sum(found[-1][f"{way}_bytes"] / rate / 125_000 for way, rate in rates.items())
     assert 0 < at_server[-1]["waited_share"] < 1
+
+
+def test_labels_of_the_server_alone(folder):
+    """The client's are all wrong, and never leave it; the parameters are those of a run in which it has the labels."""
+    with np.load(folder / "made.npz") as file:
+        arrays = dict(file)
+    np.savez(folder / "labels.npz", y_train=arrays["y_train"], y_test=arrays["y_test"])
+    blind = arrays | {name: np.arange(len(arrays[name])) % 3 for name in ("y_train", "y_test")}
+    np.savez(folder / "blind.npz", **blind)
+    vertical = "--remote.labels", "server", "--remote.labels_file", str(folder / "labels.npz")
+    assert main.main(argv(folder, "horizontal", "127.0.0.1:1")) == 0
+    codes = both(folder, "horizontal", *vertical, "--data.dir", str(folder / "blind.npz"))
+    assert codes == {"client": 0, "server": 0}
+    local, at_client, _ = summaries(folder, "horizontal")
+    for name in SAME:
+        assert local[name] == at_client[name], name
+
+
+def test_parties_that_disagree_on_the_labels_are_told(folder):
+    address = free_address()
+    waiting = threading.Thread(
+        target=server.run, args=(config_of(folder, "told-server", address, "--role", "server"),), daemon=True
+    )
+    waiting.start()
+    with pytest.raises(check.InputError, match=r"remote.labels is 'server' at the client, 'client' here"):
+        client.run(config_of(folder, "told-client", address, "--role", "client", "--remote.labels", "server"))
+
+
+def test_a_server_without_its_labels_says_so(folder):
+    config = config_of(folder, "none-server", free_address(), "--role", "server", "--remote.labels", "server")
+    with pytest.raises(check.InputError, match=r"remote\.labels_file"):
+        server.run(config)
+    lacking = dataclasses.replace(config.remote, labels_file=str(folder / "trace.csv"))
+    with pytest.raises(check.InputError, match=r"trace.csv"):
+        server.run(dataclasses.replace(config, remote=lacking))

@@ -11,6 +11,6 @@ of image files), `dataset` (all of them as one `Dataset`), `batches`, `stream`. 
 and grain (`stream`).
 """
 
-from train.data.dataset import NAMES, Dataset, DataSettings, can_flip, load
+from train.data.dataset import NAMES, Dataset, DataSettings, can_flip, load, load_labels
 
-__all__ = ["NAMES", "DataSettings", "Dataset", "can_flip", "load"]
+__all__ = ["NAMES", "DataSettings", "Dataset", "can_flip", "load", "load_labels"]

@@ -11,7 +11,7 @@ from nscjax.check import at_least, error, one_of
 from train.data.checks import check_classes, check_images, check_labels
 from train.data.cifar import FOLDERS, read_cifar
 from train.data.download import SOURCES, find
-from train.data.formats import Arrays, read_idx, read_npz
+from train.data.formats import Arrays, read_idx, read_labels, read_npz
 from train.data.images import read_image_folder
 
 _SEED = 0  # of the digits' split and of subsets: part of what a data set's name means
@@ -90,6 +90,26 @@ def load(data_config: DataSettings) -> Dataset:
     return Dataset(name, x_train, y_train, x_test, y_test, num_classes, mean, std, class_names)
 
 
+def load_labels(path: Path, data_config: DataSettings) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the training and the test labels of an .npz file, int32, for a party that has no images.
+
+    They are taken as `load` takes images and labels, so that they belong to the other party's images in their order.
+
+    Args:
+        path: of the file.
+        data_config: as of `load`; of it `num_train` and `num_test` count.
+
+    Raises:
+        InputError: the file cannot be used, or there are fewer labels than wanted.
+    """
+    y_train, y_test = (labels.reshape(-1).astype(np.int32) for labels in read_labels(path))
+    if data_config.num_train is not None:
+        y_train = y_train[_chosen(len(y_train), data_config.num_train, "data.num_train")]
+    if data_config.num_test is not None:
+        y_test = y_test[_chosen(len(y_test), data_config.num_test, "data.num_test")]
+    return y_train, y_test
+
+
 def statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns mean and standard deviation of each channel of `x` / 255, the latter at least 1/255.
 
@@ -144,14 +164,19 @@ def _take(x: Any, y: np.ndarray, number: int | None, key: str) -> tuple[np.ndarr
     """Returns `number` images as uint8 [number, H, W, C] and their labels as int32 [number]."""
     y = y.reshape(-1).astype(np.int32)
     if number is not None:
-        at_least(key, number, 1)
-        if number > len(x):
-            raise error(key, number, f"at most {len(x)}, the images there are")
-        # This generator's stream is the same in every version of numpy.
-        ids = np.random.RandomState(_SEED).permutation(len(x))[:number]
+        ids = _chosen(len(x), number, key)
         x, y = x[ids], y[ids]
     x = np.asarray(x)
     return np.ascontiguousarray(x.reshape(*x.shape[:3], -1)), y
+
+
+def _chosen(num_images: int, number: int, key: str) -> np.ndarray:
+    """Returns the places of `number` images: the first so many of a fixed seeded permutation."""
+    at_least(key, number, 1)
+    if number > num_images:
+        raise error(key, number, f"at most {num_images}, the images there are")
+    # This generator's stream is the same in every version of numpy.
+    return np.random.RandomState(_SEED).permutation(num_images)[:number]
 
 
 def _read_digits(_directory: Path, _download: bool) -> Arrays:

@@ -126,6 +126,29 @@ def read_npz(path: Path) -> Arrays:
     return Arrays(x_train, y_train, x_test, y_test, None if names is None else tuple(names.tolist()))
 
 
+def read_labels(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Returns y_train and y_test of an .npz file, by the names of `read_npz`; it need not have images.
+
+    Raises:
+        InputError: the file is broken, lacks a member, or a header is not that of labels.
+    """
+    layouts = [(names[1], names[3]) for names in _NPZ_LAYOUTS]
+    with reading(path, "an .npz file"), zipfile.ZipFile(path) as archive:
+        members = {name.removesuffix(".npy") for name in archive.namelist()}
+        layout = next((names for names in layouts if members.issuperset(names)), None)
+        if layout is None:
+            allowed = " or ".join(", ".join(names) for names in layouts)
+            raise error(f"the content of {path}", sorted(members)[:10], allowed)
+
+        def labels(name: str) -> np.ndarray:
+            def check(shape: tuple[int, ...], dtype: np.dtype) -> None:
+                check_label_shape(f"{name} of {path}", shape, dtype, shape[0] if shape else 0)
+
+            return _read_member(archive, name, check)
+
+        return labels(layout[0]), labels(layout[1])
+
+
 def _read_member(archive: zipfile.ZipFile, name: str, check: Callable[[tuple[int, ...], np.dtype], None]) -> np.ndarray:
     """Returns one array of an .npz file, after `check` has passed its shape and dtype."""
     with archive.open(f"{name}.npy") as file:
