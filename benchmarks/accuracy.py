@@ -66,7 +66,13 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
             },
             **{
                 f"ratio {ratio} at most {rank} components": both(ratio=ratio, max_rank=rank)
-                for ratio, ranks in {16: (8, 16, 32), 64: (8, 16, 32), 128: (16,), 256: (8, 16, 32)}.items()
+                for ratio, ranks in {
+                    16: (8, 16, 32),
+                    64: (8, 16, 32),
+                    128: (16,),
+                    256: (4, 6, 8, 16, 32),
+                    512: (2, 4),
+                }.items()
                 for rank in ranks
             },
             **{
