@@ -86,6 +86,13 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
                 for places in ("learned", "cosines")
             },
             **{
+                f"ratio 256 nsc_rd, {places}, {rows} rows": both(
+                    method="nsc_rd", ratio=256, max_rank=rows, places=places, mean_bits=0
+                )
+                for places in ("learned", "cosines")
+                for rows in (6,)
+            },
+            **{
                 f"ratio 512 nsc_rd, cosines, weight {weight}": both(
                     method="nsc_rd", ratio=512, max_rank=16, places="cosines", weight=weight
                 )
