@@ -92,12 +92,6 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
                 for places in ("learned", "cosines")
                 for rows in (6,)
             },
-            **{
-                f"ratio 512 nsc_rd, cosines, weight {weight}": both(
-                    method="nsc_rd", ratio=512, max_rank=16, places="cosines", weight=weight
-                )
-                for weight in (1e-5, 1e-4, 1e-3)
-            },
             "at most 4 bits": both(factor_bits=4),
             "energy 0.9": both(energy=0.9),
         },

@@ -42,7 +42,6 @@ def used_keys(name: str, config: DirectionConfig) -> frozenset[str]:
     """Returns the names of the direction's config keys that have an effect."""
     used = parameters(name, config) | {"method", "feedback"}
     used |= {"ratio"} if config.method != "identity" else set()
-    used |= {"weight"} if name == "up" else set()  # the client's loss alone has it
     return used | ({"feedback_decay"} if config.feedback == "across_steps" else set())
 
 
@@ -129,7 +128,4 @@ def _method(
     if {"max_rank", "view"} <= settings.keys():  # a matrix's factorisation: all components are computed, then cut
         reachable = compress.reachable_rank(factory(**settings), spec, budget_bytes)
         settings["max_rank"] = min(settings["max_rank"], reachable)
-    compressor = factory(**settings)
-    if config.weight and "weight" not in settings:
-        compressor = compress.committed(compressor, config.weight)
-    return compressor, settings
+    return factory(**settings), settings

@@ -94,8 +94,7 @@ class DirectionConfig:
         groups: of `sl_acc`: groups of channels; of `c3_sl`: sums of samples in one batch; at least 1.
         subvector: of `fedlite`: entries of a subvector, at least 1.
         most_bits: of `fedlite`: the most bits of a subvector that a budget may choose, 1 to 16.
-        weight: of what the uplink's messages lose in the client's own loss (half the squared error of a sample), at
-            least 0; by default 0, of `fedlite` 0.005.
+        weight: of `fedlite`: of the correction of the client's gradient, at least 0.
         max_features: of `nsc_rd`: the most rows of the basis along features (`max_rank`: along places), at least 1.
         mean_bits: of `nsc_rd`: bits of a coefficient with which a budget's rows of places are counted, at least 0.
         places: of `nsc_rd`: the basis along places, `learned` or `cosines`.

@@ -1,8 +1,8 @@
 """Compressors of cut tensors.
 
 `METHODS` maps every method's config name to its factory (keyword arguments with defaults, returns a `Compressor`); all
-of them pass one contract test. `error_feedback`, `delta` and `ef21` wrap any of them, `committed` adds to the client's
-loss what its messages lose; `calibrate` picks a view by measurement. `baselines` holds other people's methods.
+of them pass one contract test. `error_feedback`, `delta` and `ef21` wrap any of them; `calibrate` picks a view by
+measurement. `baselines` holds other people's methods.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,6 @@ from collections.abc import Callable
 from nscjax.compress import baselines
 from nscjax.compress.base import Compressor, Duplex, SideInfo, identity
 from nscjax.compress.calibrate import calibrate, reachable_rank
-from nscjax.compress.commitment import committed
 from nscjax.compress.feedback import FEEDBACKS, delta, ef21, error_feedback, with_feedback
 from nscjax.compress.low_rank import LowRank, low_rank
 from nscjax.compress.nsc_rd import nsc_rd
@@ -32,7 +31,6 @@ __all__ = [
     "LowRank",
     "SideInfo",
     "calibrate",
-    "committed",
     "delta",
     "ef21",
     "error_feedback",

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 
 from nscjax import check, layout
 from nscjax.compress.base import Compressor
-from nscjax.compress.commitment import commitment
 from nscjax.types import Array, Shape
 
 SAMPLE = 1 << 14
@@ -118,8 +117,11 @@ def fedlite(
     def min_bytes(spec):
         return layout.frame_bytes(_empty(spec, subvector, most), rank=bits or 1)
 
-    penalty = commitment(weight) if weight > 0 else None
-    return Compressor(init, compress, decompress, layout.num_bytes, min_bytes, penalty=penalty)
+    def penalty(x, x_hat):
+        lost = x.astype(jnp.float32) - jax.lax.stop_gradient(x_hat).astype(jnp.float32)
+        return weight / 2 * jnp.sum(jnp.square(lost)) / x.shape[0]
+
+    return Compressor(init, compress, decompress, layout.num_bytes, min_bytes, penalty=penalty if weight > 0 else None)
 
 
 def _kmeans(points: Array, centroids: Array, is_used: Array, rank: Array, key: Array, iterations: int) -> Array:
