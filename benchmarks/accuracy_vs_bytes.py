@@ -76,18 +76,18 @@ def cut_shape(config: str) -> tuple[int, ...]:
     return jax.eval_shape(forward, x, key).shape[1:]
 
 
-def most_components(method: str, ratio: int, shape: tuple[int, ...]) -> dict[str, int]:
+def most_components(method: str, ratio: int, shape: tuple[int, ...]) -> dict[str, Any]:
     """Returns how a method's components are limited: of images to a sixteenth of the places.
 
-    The bands of `dct` are those of so many frequencies, and of no more than the budget affords at 4 bits an entry: by
-    what `nsc_sl` does itself, and as its own best (table of settings).
+    Ours are among slow cosines. The bands of `dct` are those of so many frequencies, and of no more than the budget
+    affords at 4 bits an entry: by what `nsc_sl` does itself, and as its own best (table of settings).
     """
     if method not in FEW or len(shape) != 3:
         return {"max_rank": UNLIMITED_RANK}
     places = shape[0] * shape[1]
     most = max(places // 16, 1)
     if method != "dct":
-        return {"max_rank": most}
+        return {"max_rank": most} | {"nsc_sl": {"view": "BC,hw"}, "nsc_rd": {"places": "cosines"}}.get(method, {})
     most = max(min(most, places * 32 // (4 * ratio)), 1)
     return {"bands": (math.isqrt(8 * most + 1) - 1) // 2}  # n diagonals of a square hold n (n + 1) / 2 of it
 
@@ -106,7 +106,7 @@ def up_share(method: str, shape: tuple[int, ...]) -> float:
 
 
 def directions(
-    method: str, ratio: int, shape: tuple[int, ...], limits: dict[str, int] | None = None
+    method: str, ratio: int, shape: tuple[int, ...], limits: dict[str, Any] | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the settings of the uplink and of the downlink whose frames together keep to the ratio.
 

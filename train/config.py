@@ -82,7 +82,8 @@ class DirectionConfig:
         feedback: where the residual goes: nowhere, into the next step, or back to its own sample.
         feedback_decay: factor on the residual that is carried over, in (0, 1].
         view: axes of the cut tensor that are the matrix's rows, and those that are its columns: `BHW,C`,
-            `B,HWC`, `BC,HW` or `BH,WC` for images, `BT,D` or `B,TD` for tokens, `B,D` for vectors;
+            `B,HWC`, `BC,HW`, `BC,hw` (the slowest quarter of the cosines of either axis alone) or `BH,WC` for images,
+            `BT,D` or `B,TD` for tokens, `B,D` for vectors;
             `calibrate` takes the best on the first batch, `auto` goes by the shape alone.
         ratio: caps every frame at the raw float32 size divided by this, at least 1; by default no cap.
         rank: of `powersgd` and `truncated_svd`: components of every message, at least 1; by default what the budget
