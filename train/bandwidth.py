@@ -61,9 +61,11 @@ class Bandwidth:
             compute_s: of it, seconds that the server was busy.
             frame_bytes: (up, down) the bytes of the frames; all else is envelope.
         """
-        link_s = max(exchange.seconds - compute_s, 0.0)
+        link_s = max(exchange.seconds - max(compute_s, 0.0), 0.0)
         transfers = exchange.up, exchange.down
-        self._round_trips.append(max(link_s - sum(transfer.seconds for transfer in transfers), 0.0))
+        round_trip_s = link_s - sum(transfer.seconds for transfer in transfers)
+        if exchange.attempts == 1 and round_trip_s > 0:  # an answer from memory says nothing
+            self._round_trips.append(round_trip_s)
         self._states = [self._update(state, *transfer) for state, transfer in zip(self._states, transfers)]
         self._envelope_bytes = [
             max(transfer.num_bytes - frame, 0) if transfer.num_bytes else before

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import math
+import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -50,25 +52,33 @@ def run(config: Config) -> int:
     share = party.share(config, dataset, "client", calendar.num_steps)
     certs = None if config.remote.plain_text else Path(config.remote.certs)
     way: remote.Transport = transport.Client(
-        config.remote.address, certs, min(MAX_BYTES, 2 * measure.raw_bytes(share.spec.shape))
-    )
+        config.remote.address, certs, min(MAX_BYTES, 2 * measure.raw_bytes(share.spec.shape)),
+        measures=config.link.deadline_s is not None,
+    )  # fmt: skip
     link = share.setup.link
     if is_shaped(config):
         way = remote.Shaped(way, link.up, link.down, config.link.latency_ms / 1000)
+    signals = loop.Signals()
     try:
-        for _ in range(MOST_RESTARTS):
-            try:
-                return _attempt(config, dataset, calendar, share, way)
-            except remote.StrayedError:
-                config = configs.resumed(config)
+        with signals:
+            for _ in range(MOST_RESTARTS):
+                try:
+                    return _attempt(config, dataset, calendar, share, way, signals)
+                except remote.StrayedError:
+                    config = configs.resumed(config)
         raise check.error("restarts of the server in one run", MOST_RESTARTS, f"fewer than {MOST_RESTARTS}")
     except (remote.UnreachableError, remote.RefusedError) as problem:
+        if signals.received:  # there is no one to save a checkpoint with
+            print("stopped; --train.resume true goes on from the last checkpoint", file=sys.stderr)
+            return 128 + signals.received
         raise check.InputError(
             f"remote.address: {problem}. Start the server, or look at its address and certificates; "
             "--train.resume true goes on from the last checkpoint."
         ) from None
-    except (AnswerError, remote.EnvelopeError) as problem:
+    except AnswerError as problem:
         raise check.InputError(f"the server refused: {problem}") from None
+    except (remote.EnvelopeError, wire.WireError) as problem:
+        raise check.InputError(f"remote.address: what the server sent is no answer: {problem}") from None
     finally:
         way.close()
 
@@ -79,20 +89,19 @@ def is_shaped(config: Config) -> bool:
 
 
 def _attempt(
-    config: Config, dataset: Dataset, calendar: journal.Calendar, share: party.Share, way: remote.Transport
-) -> int:
+    config: Config, dataset: Dataset, calendar: journal.Calendar, share: party.Share, way: remote.Transport,
+    signals: loop.Signals,
+) -> int:  # fmt: skip
     """Makes the run, or goes on with it, until it ends or the server strays."""
     saved = Path(config.run_dir) / "checkpoints"
     may_resume = run_folder.can_resume(config)
     known = Path(config.run_dir) / "run.txt"
     run_id = known.read_text() if may_resume and known.exists() else uuid.uuid4().hex
-    with (
-        Terminal(calendar.num_steps, 0) as terminal,
-        loop.Signals() as signals,
-    ):
+    with Terminal(calendar.num_steps, 0) as terminal:
+        waiting = _Once(terminal.say)
         session = remote.Session(
             way, run_id, timeout_s=config.remote.timeout_s, patience_s=config.remote.patience_s,
-            on_waiting=_once(lambda why: terminal.say(f"waiting for the server: {why}")),
+            on_waiting=waiting, is_stopped=lambda: signals.received,
         )  # fmt: skip
         own = checkpoint.steps(saved) if may_resume else []
         answer, _ = session.ask("hello", hello(config, dataset, own), messages.ANSWERS["hello"])
@@ -107,7 +116,7 @@ def _attempt(
             counts = checkpoints.counts(common) if common else None
             raw_bytes = measure.raw_bytes(share.spec.shape)
             with journal.Journal(folder / "metrics.jsonl", terminal, calendar, raw_bytes, counts) as log:
-                client = Client(config, dataset, calendar, share, session, terminal)
+                client = Client(config, dataset, calendar, share, session, terminal, waiting.over)
                 terminal.say(f"{config.run_dir}: {dataset.name}, client of the server at {config.remote.address}")
                 if common:
                     terminal.say(f"goes on after step {common}")
@@ -132,13 +141,14 @@ def _attempt(
                 found = log.summary(config.seed, digest, "")
                 goodbye = {"step": log.totals.steps, "digest": digest, "summary": json.dumps(found)}
                 answer, _ = session.ask("goodbye", goodbye, messages.ANSWERS["goodbye"])
-                with contextlib.suppress(remote.UnreachableError, remote.StrayedError):
-                    session.ask("close", {}, messages.ANSWERS["close"], patience_s=2)  # it may be gone already
                 found |= journal.digests(digest, answer["digest"])
                 found |= {"envelope_up_bytes": session.sent_bytes, "envelope_down_bytes": session.received_bytes}
         checkpoint.save_half(folder / "halves" / "client", (state.party.params, state.party.state), {})
         run_folder.write_whole(folder / "summary.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
         page = report.write(folder)
+        # All is on disk: the server may go. It may be gone already.
+        with contextlib.suppress(remote.UnreachableError, remote.RefusedError, remote.StrayedError):
+            session.ask("close", {}, messages.ANSWERS["close"], patience_s=2)
     terminal.finished(found, page)
     return 0
 
@@ -148,20 +158,25 @@ def hello(config: Config, dataset: Dataset, saved: list[int]) -> dict[str, Any]:
     return {
         "protocol": remote.PROTOCOL, "config": configs.to_toml(config), "sample_shape": list(dataset.x_train.shape[1:]),
         "is_image": dataset.x_train.dtype == np.uint8, "num_train": len(dataset.x_train),
-        "num_classes": dataset.num_classes, "saved": saved,
+        "num_test": len(dataset.x_test), "num_classes": dataset.num_classes, "saved": saved,
     }  # fmt: skip
 
 
-def _once(say: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Returns `say` without what it has said already."""
-    said: set[str] = set()
+class _Once:
+    """Says once in every outage why a request is sent again."""
 
-    def say_new(text: str) -> None:
-        if text not in said:
-            said.add(text)
-            say(text)
+    def __init__(self, say: Callable[[str], Any]) -> None:
+        self._say = say
+        self._said: set[str] = set()
 
-    return say_new
+    def __call__(self, why: str) -> None:
+        if why not in self._said:
+            self._said.add(why)
+            self._say(f"waiting for the server: {why}")
+
+    def over(self) -> None:
+        """The outage is over."""
+        self._said.clear()
 
 
 class Client:
@@ -175,8 +190,10 @@ class Client:
         share: party.Share,
         session: remote.Session,
         terminal: Terminal,
+        on_answer: Callable[[], Any] = lambda: None,
     ) -> None:
         """Puts the data on the device."""
+        self._on_answer = on_answer
         self._config, self._share = config, share
         self._session, self._terminal = session, terminal
         x, y, x_test, y_test = map(jnp.asarray, (dataset.x_train, dataset.y_train, dataset.x_test, dataset.y_test))
@@ -207,8 +224,11 @@ class Client:
         }  # fmt: skip
         request |= dict(zip(("up_mbps", "down_mbps"), self._link.rates()))
         answer, exchange = self._session.ask("step", request, messages.ANSWERS["step"])
+        self._on_answer()
         if answer["broken"] >= 0:
             raise journal.Broken(states.TENSORS[answer["broken"] % len(states.TENSORS)])
+        if len(answer["frame"]) > budgets[1] and self._config.compress.down.method != "identity":
+            raise remote.EnvelopeError(f"its frame has {len(answer['frame'])} bytes; allowed: {budgets[1]}")
         reply = wire.decode(answer["frame"], like=made.down_payload)
         receipt, moved, optimiser = made.parts.receive(sender, state.optimiser, number, pending, reply, ids, down)
         checked = jax.device_get((echoed.distortion, receipt.are_grads_finite, receipt.is_half_finite))
@@ -241,7 +261,8 @@ class Client:
             self._session.ask("grade", request, messages.ANSWERS["grade"])
             self._terminal.evaluating(batch + 1, num_batches)
         answer, _ = self._session.ask("scores", {"num_samples": num_samples}, messages.ANSWERS["scores"])
-        scores = json.loads(answer["scores"])
         if not self._config.remote.eval_uncompressed:
-            scores["accuracy_uncompressed"] = None
-        return scores | {"eval_up_bytes": num_bytes}
+            answer["accuracy_uncompressed"] = None
+        # JSON has no word for a loss that is not finite, nor has the wire.
+        loss = math.nan if answer["loss"] is None else answer["loss"]
+        return {**answer, "loss": loss, "eval_up_bytes": num_bytes}

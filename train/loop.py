@@ -246,6 +246,8 @@ def train(
             if is_last:
                 break
     except journal.Broken:
+        if pending is not None and int(jax.device_get(pending.broken)) < 0:  # it was another step that broke
+            log.step(pending)
         # The steps after the broken one left the state as it was: it is the last good one.
         save(state)
         raise

@@ -14,8 +14,8 @@ from nscjax.remote.envelope import Schema
 
 REQUESTS: dict[str, Schema] = {
     "hello": {
-        "protocol": int, "config": str, "sample_shape": list, "is_image": bool, "num_train": int, "num_classes": int,
-        "saved": list,
+        "protocol": int, "config": str, "sample_shape": list, "is_image": bool, "num_train": int, "num_test": int,
+        "num_classes": int, "saved": list,
     },
     "step": {
         "step": int, "frame": bytes, "labels": bytes, "ids": bytes, "up_budget": int, "down_budget": int,
@@ -39,7 +39,9 @@ ANSWERS: dict[str, Schema] = {
         "compute_s": float,
     },
     "grade": {},
-    "scores": {"scores": str},
+    "scores": {
+        "loss": (float, type(None)), "accuracy": float, "balanced_accuracy": float, "accuracy_uncompressed": float,
+    },
     "save": {"saved": bool},
     "goodbye": {"digest": str},
     "close": {},

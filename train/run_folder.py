@@ -11,7 +11,10 @@ from nscjax import check
 from train import config as configs
 from train.config import Config
 
-OWN_NAMES = ("report.html", "plots", "summary.json", "halves", "checkpoints", "run.txt", "metrics.jsonl", "config.toml")
+OWN_NAMES = (
+    "report.html", "plots", "summary.json", "closed", "halves", "checkpoints", "run.txt", "metrics.jsonl",
+    "config.toml",
+)  # fmt: skip
 """What a run writes; `overwrite` removes these and nothing else, the config last: what is left names its run."""
 
 

@@ -31,6 +31,15 @@ from train.text import byte_size
 LOCAL_KEYS = ("data.dir", "link.")
 """Config keys, or their beginnings, that may differ between the parties, beside those that never count."""
 
+CLOSED = "closed"
+"""A file in the run folder: the client has said that it has all it needs."""
+
+MOST_SAMPLES = 1 << 28
+"""The most samples of a client's data: an order of them is made."""
+
+MOST_BATCH_BYTES = wire.MAX_BYTES
+"""The most bytes of a batch of inputs, in float32: its shapes are gone through."""
+
 LINGER_S = 60.0
 """Seconds after a goodbye in which its answer can be asked for again."""
 
@@ -50,16 +59,20 @@ def run(config: Config) -> int:
     """
     config = dataclasses.replace(config, link=configs.LinkConfig())  # the client's affair
     run_folder.require_free(config)
-    if config.train.resume and (Path(config.run_dir) / "summary.json").exists():
+    is_finished = config.train.resume and (Path(config.run_dir) / "summary.json").exists()
+    if is_finished and (Path(config.run_dir) / CLOSED).exists():
         print(f"{config.run_dir} holds the finished run: nothing to do.")
         return 0
     certs = None if config.remote.plain_text else Path(config.remote.certs)
     server = Server(config)
-    desk = remote.Desk(server.serve)
+    desk = remote.Desk(server.serve, on_fault=server.fail)
     with Signals() as signals:
         door = transport.Server(config.remote.address, certs, MAX_CUT_BYTES, desk.handle)
         try:
             server.say(f"listening on {config.remote.address}" + (", in plain text" if certs is None else ""))
+            if is_finished:
+                server.say("the run is finished; waiting for a client that has not heard of it")
+                server.leave_after(config.remote.patience_s)
             while not (server.is_done.wait(0.2) or signals.received):
                 server.raise_problem()
             server.raise_problem()
@@ -81,12 +94,20 @@ class Server:
         self._problem: check.InputError | None = None
         self._share: party.Share | None = None
         self._run = ""
+        self._totals = journal.Totals()
+        self._state: Any = None
+        self._common = 0
+        self._timer: threading.Timer | None = None
         self._terminal: Terminal | None = None
         self._metrics: run_folder.MetricsFile | None = None
 
     def say(self, text: str) -> None:
         """Prints a line."""
         (self._terminal or Terminal(1, 0)).say(text)
+
+    def fail(self, problem: Exception) -> None:
+        """Ends the server with an error that is its own affair."""
+        self._problem = check.InputError(f"the server cannot go on: {type(problem).__name__}: {problem}"[:2000])
 
     def raise_problem(self) -> None:
         """Raises what the run folder or the config could not be used for."""
@@ -101,8 +122,12 @@ class Server:
 
     def _close_files(self, is_stopped: bool) -> None:
         if is_stopped and self._share is not None:
+            common = self._common
             self._save(self._totals.steps)
-            self.say(f"stopped after step {self._totals.steps}; --train.resume true goes on from here")
+            self.say(
+                f"stopped after step {self._totals.steps}; --train.resume true goes on from step {common}, the newest "
+                "that the client has saved as well"
+            )
         if self._metrics is not None:
             self._metrics.close()
         if self._terminal is not None:
@@ -133,6 +158,7 @@ class Server:
         sample_shape: list,
         is_image: bool,
         num_train: int,
+        num_test: int,
         num_classes: int,
         saved: list,
     ) -> dict[str, Any]:
@@ -142,17 +168,21 @@ class Server:
         theirs = configs.from_toml(config)
         _require_same(self._config, theirs)
         dataset = _shapes(sample_shape, is_image, num_train, num_classes)
-        self._require_labels(theirs.remote.labels, dataset)
+        _require_moderate(self._config.train.batch_size, sample_shape, num_train)
+        self._require_labels(theirs.remote.labels, dataset, num_test)
+        own = self._own_steps(run)
+        common = max({0} | (set(own) & {step for step in saved if type(step) is int}))
+        if common == 0 and any(saved):
+            raise remote.EnvelopeError(
+                f"the client has checkpoints of {saved} steps, the server of {own}: none alike. "
+                "Start the server with --train.resume true and its run_dir, or the client with a new run_dir."
+            )
         if run != self._run:
             self._meet(run, dataset)
         assert self._share is not None
+        if self._timer is not None:  # it is asked again
+            self._timer.cancel()
         with checkpoint.Checkpoints(self._checkpoints) as checkpoints:
-            common = max({0} | (set(checkpoints.steps()) & {step for step in saved if type(step) is int}))
-            if common == 0 and any(saved):
-                raise remote.EnvelopeError(
-                    f"the client has checkpoints of {saved} steps, the server of {checkpoints.steps()}: none alike. "
-                    "Start the server with --train.resume true and its run_dir, or the client with a new run_dir."
-                )
             if common:
                 self._state = checkpoints.restore(self._share.first, common)
                 self._totals = journal.Totals(**checkpoints.counts(common)["totals"])
@@ -163,30 +193,38 @@ class Server:
             self._metrics.close()
         self._metrics = run_folder.MetricsFile(Path(self._config.run_dir) / "metrics.jsonl", self._totals.metrics_bytes)
         self._grading: Any = None
+        self._common = common
         self.say(f"client {client}: {'begins' if not common else f'goes on after step {common}'}")
         return {"step": common}
 
-    def _meet(self, run: str, dataset: Dataset) -> None:
-        """Makes ready for a run: everything that takes long or can go wrong, and the run folder."""
-        known = Path(self._config.run_dir) / "run.txt"
-        may_hold = self._run or run_folder.can_resume(self._config)
-        if may_hold and known.exists() and known.read_text() != run and checkpoint.steps(known.parent / "checkpoints"):
+    def _own_steps(self, run: str) -> list[int]:
+        """Returns the steps of the run of which the server has checkpoints; raises where it holds another run's."""
+        folder = Path(self._config.run_dir)
+        if not (self._run or run_folder.can_resume(self._config)):
+            return []
+        known, own = folder / "run.txt", checkpoint.steps(folder / "checkpoints")
+        if own and known.exists() and known.read_text() != run:
             raise remote.EnvelopeError(
                 f"the server's {self._config.run_dir} holds another run: go on with it from that client's run_dir, "
                 "or start the server with another one"
             )
-        self._calendar = calendar_of(self._config, dataset)
-        made = party.share(self._config, dataset, "server", self._calendar.num_steps)
+        return own
+
+    def _meet(self, run: str, dataset: Dataset) -> None:
+        """Makes ready for a run: everything that takes long or can go wrong, and the run folder."""
+        calendar = calendar_of(self._config, dataset)
+        made = party.share(self._config, dataset, "server", calendar.num_steps)
+        grade_parts = evaluate.make_parts(made.setup, self._config.train.batch_size, dataset.num_classes)
         try:
             folder = run_folder.claim(configs.resumed(self._config) if self._run else self._config)
         except check.InputError as problem:
             self._problem = problem
             raise
-        known.write_text(run)
-        self._checkpoints = folder / "checkpoints"
+        run_folder.write_whole(folder / "run.txt", run)
+        self._checkpoints, self._calendar = folder / "checkpoints", calendar
         self._dataset, self._run = dataset, run
         self._needs_ids = party.needs_ids(self._config) or self._labels is not None
-        self._grade_parts = evaluate.make_parts(made.setup, self._config.train.batch_size, dataset.num_classes)
+        self._grade_parts = grade_parts
         self._whole = jax.eval_shape(lambda values: Dense(values=values), made.spec)
         self._share = made
         if self._terminal is None:
@@ -270,11 +308,13 @@ class Server:
         made = self._share
         assert made is not None
         self._require_at(step)
+        size = made.spec.shape[0]
+        if not (0 <= batch < 2**31 // size and 1 <= num_real <= size):
+            raise remote.EnvelopeError(f"batch {batch} has {num_real} samples; allowed: 1 to {size}")
         if batch == 0:
             self._grading = self._state.party.up, evaluate.no_sums(self._dataset.num_classes)
         elif self._grading is None:
             raise remote.StrayedError("an evaluation begins with its first batch")
-        size = made.spec.shape[0]
         payload = wire.decode(frame, like=made.up_payload)
         whole = wire.decode(smashed, like=self._whole).values if smashed else None
         if self._labels is None:
@@ -286,7 +326,7 @@ class Server:
         )
         return {}
 
-    def _require_labels(self, party: str, dataset: Dataset) -> None:
+    def _require_labels(self, party: str, dataset: Dataset, num_test: int) -> None:
         """Raises an `EnvelopeError` unless one party has the labels, and those that belong to the client's data."""
         own = self._config.remote.labels
         if party != own:
@@ -294,8 +334,9 @@ class Server:
         if self._labels is None:
             return
         train, test = self._labels
-        if len(train) != len(dataset.x_train):
-            raise remote.EnvelopeError(f"the client has {len(dataset.x_train)} samples, the server {len(train)} labels")
+        for what, labels, count in (("training", train, len(dataset.x_train)), ("test", test, num_test)):
+            if len(labels) != count:
+                raise remote.EnvelopeError(f"the client has {count} {what} samples, the server {len(labels)} labels")
         for labels in (train, test):
             if not (labels.min() >= 0 and labels.max() < dataset.num_classes):
                 raise remote.EnvelopeError(
@@ -312,10 +353,11 @@ class Server:
         return np.pad(test[batch * size : batch * size + num_real], (0, size - num_real))
 
     def _scores(self, *, num_samples: int) -> dict[str, Any]:
-        """Returns the scores of the batches graded, as JSON."""
-        if self._grading is None or num_samples < 1:
+        """Returns the scores of the batches graded; a loss that is not finite is None."""
+        if self._grading is None or not 1 <= num_samples < 2**31:
             raise remote.StrayedError("nothing has been graded")
-        return {"scores": json.dumps(evaluate.scores(self._grading[1], num_samples))}
+        found = evaluate.scores(self._grading[1], num_samples)
+        return {**found, "loss": found["loss"] if math.isfinite(found["loss"]) else None}
 
     def _save(self, step: int) -> dict[str, Any]:
         """Saves a checkpoint, if the server is at that step."""
@@ -326,6 +368,7 @@ class Server:
         with checkpoint.Checkpoints(self._checkpoints) as checkpoints:
             counts = {"totals": dataclasses.asdict(self._totals), "last_eval": {}, "views": {}}
             checkpoints.save(step, self._state, counts)
+        self._common = step
         return {"saved": True}
 
     def _goodbye(self, *, step: int, digest: str, summary: str) -> dict[str, Any]:
@@ -342,18 +385,22 @@ class Server:
         run_folder.write_whole(folder / "summary.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
         sent = byte_size(self._totals.up_bytes), byte_size(self._totals.down_bytes)
         self.say(f"done: {step} steps, {sent[0]} up, {sent[1]} down; {folder / 'summary.json'}")
-        self._leave_after(LINGER_S)
+        self.leave_after(LINGER_S)
         return {"digest": own}
 
     def _close(self) -> dict[str, Any]:
         """Ends the server: the client has all that it needs."""
-        self._leave_after(0.2)  # the reply goes out first
+        run_folder.write_whole(Path(self._config.run_dir) / CLOSED, "")
+        self.leave_after(0.2)  # the reply goes out first
         return {}
 
-    def _leave_after(self, seconds: float) -> None:
-        timer = threading.Timer(seconds, self.is_done.set)
-        timer.daemon = True
-        timer.start()
+    def leave_after(self, seconds: float) -> None:
+        """Ends the server in a while, unless a client comes before."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = threading.Timer(seconds, self.is_done.set)
+        self._timer.daemon = True
+        self._timer.start()
 
     def _require_at(self, step: int) -> None:
         if step != self._totals.steps:
@@ -391,6 +438,15 @@ def _shapes(sample_shape: list, is_image: bool, num_train: int, num_classes: int
     y = np.broadcast_to(np.zeros((), np.int32), (num_train,))
     channels = np.ones(sample_shape[-1], np.float32)
     return Dataset("remote", x, y, x[:1], y[:1], num_classes, channels, channels, ())
+
+
+def _require_moderate(batch_size: int, sample_shape: list, num_train: int) -> None:
+    """Raises an `EnvelopeError` where a client's data would take more memory than a message may."""
+    num_bytes = 4 * batch_size * math.prod(sample_shape)
+    if num_bytes > MOST_BATCH_BYTES:
+        raise remote.EnvelopeError(f"a batch of inputs has {num_bytes} bytes; allowed: {MOST_BATCH_BYTES}")
+    if num_train > MOST_SAMPLES:
+        raise remote.EnvelopeError(f"the client has {num_train} samples; allowed: {MOST_SAMPLES}")
 
 
 def _ids(data: bytes, batch_size: int, num_train: int, needs_ids: bool) -> Any:

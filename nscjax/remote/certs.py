@@ -3,7 +3,8 @@
     python -m nscjax.remote.certs FOLDER [--hosts NAME ...] [--client NAME]
 
 makes what is missing of `ca.pem`, `ca.key`, `server.pem`, `server.key`, `client.pem` and `client.key`, and touches
-nothing that is there. The server's certificate is good for the hosts given; `ca.key` signs more, and stays at home.
+nothing that is there, but for a server's certificate that is not good for a host given: it is made anew, for that one
+as well. `ca.key` signs more, and stays at home.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import os
 from pathlib import Path
 
 import trustme
+from cryptography import x509
 
 HOSTS = ("localhost", "127.0.0.1", "::1")
 LIFETIME = dt.timedelta(days=730)
@@ -34,15 +36,26 @@ def make(folder: Path, hosts: tuple[str, ...] = HOSTS, client: str = "client") -
     else:
         authority = trustme.CA(organization_name="nscjax")
         made += _write(authority_paths, authority.cert_pem.bytes(), authority.private_key_pem.bytes())
+    is_new = bool(made)
     for party, names, common_name in (("server", hosts, "server"), ("client", (client,), client)):
         paths = folder / f"{party}.pem", folder / f"{party}.key"
         # With a new authority the old certificates are worth nothing.
-        if not made and all(path.exists() for path in paths):
-            continue
+        if not is_new and all(path.exists() for path in paths):
+            known = _names(paths[0])
+            if party == "client" or known.issuperset(names):
+                continue
+            names = (*known, *(name for name in names if name not in known))
         certificate = authority.issue_cert(*names, common_name=common_name, not_after=expires)
         chain = b"".join(pem.bytes() for pem in certificate.cert_chain_pems)
         made += _write(paths, chain, certificate.private_key_pem.bytes())
     return made
+
+
+def _names(path: Path) -> set[str]:
+    """Returns the names and addresses that a certificate is good for."""
+    certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return {str(name.value) for name in names}
 
 
 def _write(paths: tuple[Path, Path], certificate: bytes, key: bytes) -> list[Path]:

@@ -9,8 +9,11 @@ from typing import Any
 
 import msgpack
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of the messages; both parties must have the same."""
+
+MOST_FIELDS, MOST_ENTRIES = 32, 4096
+"""Of a map and of a list: what a few bytes unpack to is bounded."""
 
 Schema = Mapping[str, type | tuple[type, ...]]
 """The fields of a message and the types that each may have."""
@@ -32,7 +35,9 @@ def unpack(data: bytes) -> dict[str, Any]:
         EnvelopeError: the bytes are no such message.
     """
     try:
-        fields = msgpack.unpackb(data, strict_map_key=True, max_ext_len=0)
+        fields = msgpack.unpackb(
+            data, strict_map_key=True, max_ext_len=0, max_map_len=MOST_FIELDS, max_array_len=MOST_ENTRIES
+        )
     except (ValueError, msgpack.exceptions.UnpackException, UnicodeDecodeError) as problem:
         raise EnvelopeError(f"message of {len(data)} bytes is not msgpack: {problem}") from problem
     if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):

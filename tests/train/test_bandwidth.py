@@ -8,7 +8,7 @@ CAPS = 50_000, 40_000
 
 
 def seen(up_s, down_s, round_trip_s=0.04, num_bytes=100_000):
-    return Exchange(up_s + down_s + round_trip_s + 0.5, Transfer(num_bytes, up_s), Transfer(num_bytes, down_s))
+    return Exchange(1, up_s + down_s + round_trip_s + 0.5, Transfer(num_bytes, up_s), Transfer(num_bytes, down_s))
 
 
 def link(deadline_s):
@@ -48,5 +48,13 @@ def test_a_hopeless_link_allows_nothing():
 
 def test_what_cannot_be_seen_changes_nothing():
     followed = link(0.1)
-    followed.saw(Exchange(0.5, Transfer(0, 0.0), Transfer(0, 0.0)), 0.5, (10, 10))
+    followed.saw(Exchange(1, 0.5, Transfer(0, 0.0), Transfer(0, 0.0)), 0.5, (10, 10))
     assert followed.budgets(CAPS) == (12_500, 25_000)
+
+
+def test_an_answer_from_memory_says_nothing_of_the_latency():
+    followed = link(0.1)
+    followed.saw(seen(0.4, 0.8), 0.5, (99_000, 98_000))
+    resent = Exchange(2, 0.01, Transfer(100_000, 0.4), Transfer(100_000, 0.8))
+    assert followed.saw(resent, 0.5, (99_000, 98_000)) == 0
+    assert followed.latency_s == pytest.approx(0.02)

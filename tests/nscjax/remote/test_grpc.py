@@ -1,7 +1,11 @@
 """Real sockets on loopback, real certificates."""
 
 import concurrent.futures
+import contextlib
+import socket
 import stat
+import threading
+import time
 
 import grpc
 import pytest
@@ -30,8 +34,8 @@ def server(folder):
     listening.close(0)
 
 
-def call(address, folder, request=b"hello", timeout_s=5.0):
-    client = transport.Client(address, folder, MAX_BYTES)
+def call(address, folder, request=b"hello", timeout_s=5.0, **settings):
+    client = transport.Client(address, folder, MAX_BYTES, **settings)
     try:
         return client.call(request, timeout_s)
     finally:
@@ -43,10 +47,78 @@ def test_bytes_come_back_with_the_name_in_the_certificate(server, folder, size):
     request = bytes(range(256)) * (size // 256)
     reply = call(server, folder, request)
     assert reply.data == b"ada:" + request
-    assert reply.up.num_bytes == len(request)
+    assert reply.up.num_bytes == max(len(request) - transport.RECORD_BYTES, 0)
     assert reply.down.num_bytes == len(reply.data)
     assert 0 <= reply.up.seconds < 5
     assert 0 <= reply.down.seconds < 5
+
+
+@pytest.fixture
+def throttled(server):
+    """The address of a proxy that lets through what a link of 2 Mbit/s would, on the way up."""
+    host, port = server.split(":")
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def copy(source, sink, bytes_per_s):
+        with contextlib.suppress(OSError):
+            while data := source.recv(500):
+                time.sleep(len(data) / bytes_per_s if bytes_per_s else 0)
+                sink.sendall(data)
+
+    def serve():
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = listening.accept()
+                far = socket.create_connection((host, int(port)))
+                for pair, rate in (((near, far), 250_000), ((far, near), 0)):
+                    threading.Thread(target=copy, args=(*pair, rate), daemon=True).start()
+
+    threading.Thread(target=serve, daemon=True).start()
+    yield f"127.0.0.1:{listening.getsockname()[1]}"
+    listening.close()
+
+
+def test_what_the_link_takes_is_seen_through_tls(throttled, folder):
+    """A busy machine is slower than the link, never faster."""
+    client = transport.Client(throttled, folder, MAX_BYTES, measures=True)
+    client.call(b"connected", 5.0)
+    for size in (10_000, 40_000):
+        up = client.call(bytes(size), 5.0).up
+        assert up.num_bytes == size
+        assert up.seconds > 0.6 * size / 250_000
+    client.close()
+    client = transport.Client(throttled, folder, MAX_BYTES)
+    client.call(b"connected", 5.0)
+    up = client.call(bytes(40_000), 5.0).up
+    client.close()
+    assert up.num_bytes == 40_000 - transport.RECORD_BYTES
+    assert up.seconds > 0.6 * up.num_bytes / 250_000
+
+
+def test_a_call_without_a_deadline_is_refused(server, folder):
+    files = [(folder / name).read_bytes() for name in ("ca.pem", "client.key", "client.pem")]
+    with (
+        grpc.secure_channel(server, grpc.ssl_channel_credentials(*files)) as channel,
+        pytest.raises(grpc.RpcError) as no,
+    ):
+        list(channel.unary_stream(transport.METHOD)(b"hello"))
+    assert no.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), -1.0, 100.0])
+def test_a_time_that_cannot_be_is_refused(seconds):
+    def call_(parts, context):
+        context.send_initial_metadata(((transport.SECONDS_KEY, transport.SECONDS.pack(seconds)),))
+        yield b"data"
+
+    method = grpc.stream_stream_rpc_method_handler(call_)
+    service = grpc.method_handlers_generic_handler("nscjax.Split", {"Call": method})
+    other = grpc.server(concurrent.futures.ThreadPoolExecutor(1), handlers=[service])
+    port = other.add_insecure_port("127.0.0.1:0")
+    other.start()
+    with pytest.raises(RefusedError, match="none of ours"):
+        call(f"127.0.0.1:{port}", None)
+    other.stop(0)
 
 
 def test_a_call_without_a_request_is_refused(server, folder):
@@ -137,3 +209,13 @@ def test_certificates_are_made_once_and_keys_are_private(tmp_path):
     (tmp_path / "client.pem").unlink()
     assert sorted(path.name for path in certs.make(tmp_path)) == ["client.key", "client.pem"]
     assert (tmp_path / "ca.pem").read_bytes() == before[tmp_path / "ca.pem"]
+
+
+def test_a_host_that_is_missing_is_added_to_the_servers_certificate(tmp_path):
+    certs.make(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    made = certs.make(tmp_path, ("gpu.example.org",))
+    assert {path.name for path in made} == {"server.pem", "server.key"}
+    assert certs._names(tmp_path / "server.pem") == {*certs.HOSTS, "gpu.example.org"}
+    assert all((tmp_path / name).read_bytes() == before[name] for name in ("ca.pem", "client.pem", "client.key"))
+    assert certs.make(tmp_path, ("localhost", "gpu.example.org")) == []

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from nscjax.remote import (
@@ -57,8 +59,69 @@ def test_requests_are_applied_once_in_their_order_whatever_is_lost():
     counter = Counter()
     asker = session(Lossy(Desk(counter.serve).handle))
     asker.ask("hello", {}, ANSWER)
-    before = counter.count  # a hello may be heard twice: it opens a session
-    assert [asker.ask("step", {}, ANSWER)[0]["count"] - before for _ in range(12)] == list(range(1, 13))
+    assert counter.count == 1
+    assert [asker.ask("step", {}, ANSWER)[0]["count"] for _ in range(12)] == list(range(2, 14))
+
+
+class Recorder:
+    """A way that keeps what was sent."""
+
+    def __init__(self, handler):
+        self._handler, self.sent = handler, []
+
+    def call(self, request, timeout_s):
+        self.sent.append(request)
+        return Reply(self._handler(request, "client"), UNSEEN, UNSEEN)
+
+    def close(self):
+        pass
+
+
+def test_what_an_earlier_session_sent_comes_too_late():
+    """The process before had said hello and made a step; both arrive again when the next one is at work."""
+    counter = Counter()
+    desk = Desk(counter.serve)
+    earlier, later = Recorder(desk.handle), session(Local(desk.handle))
+    before = session(earlier)
+    for kind in ("hello", "step"):
+        before.ask(kind, {}, ANSWER)
+    later.ask("hello", {}, ANSWER)
+    count = counter.count
+    for late in earlier.sent:
+        assert envelope.unpack(desk.handle(late, "client"))["status"] == "strayed"
+    assert counter.count == count
+    assert later.ask("step", {}, ANSWER)[0] == {"count": count + 1}
+
+
+@pytest.mark.parametrize("name", ["", "x" * 101])
+def test_names_are_short(name):
+    desk = Desk(Counter().serve)
+    with pytest.raises(AnswerError, match="1 to 100 letters"):
+        session(Local(desk.handle), run=name).ask("hello", {}, ANSWER)
+
+
+@pytest.mark.parametrize("problem", [AssertionError("this"), RecursionError("deep"), OSError("no room"), MemoryError()])
+def test_a_fault_is_an_answer_and_the_servers_own_is_told(problem):
+    def serve(client, run, kind, fields):
+        raise problem
+
+    faults = []
+    desk = Desk(serve, on_fault=faults.append)
+    with pytest.raises(AnswerError, match=f"{type(problem).__name__} at the server"):
+        session(Local(desk.handle)).ask("hello", {}, ANSWER)
+    assert faults == ([problem] if isinstance(problem, OSError | MemoryError) else [])
+
+
+def test_a_client_that_is_told_to_stop_does_not_wait():
+    def nowhere(request, name):
+        raise UnreachableError("nobody")
+
+    started = time.monotonic()
+    stopped = []
+    asker = session(Local(nowhere), patience_s=60.0, on_waiting=stopped.append, is_stopped=lambda: stopped)
+    with pytest.raises(UnreachableError):
+        asker.ask("hello", {}, ANSWER)
+    assert time.monotonic() - started < 30
 
 
 def test_a_server_started_anew_says_that_it_is_not_in_this_session():
