@@ -60,7 +60,7 @@ def throttled(server):
     listening = socket.create_server(("127.0.0.1", 0))
 
     def copy(source, sink, bytes_per_s):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), source, sink:
             while data := source.recv(500):
                 time.sleep(len(data) / bytes_per_s if bytes_per_s else 0)
                 sink.sendall(data)
