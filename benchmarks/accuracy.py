@@ -65,7 +65,7 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
                 for view in ("BC,HW", "BH,WC")
             },
             **{
-                f"ratio {ratio} at most {rank} components": both(ratio=ratio, max_rank=rank)
+                f"ratio {ratio} at most {rank} components": both(ratio=ratio, max_rank=rank, view="auto")
                 for ratio, ranks in {
                     16: (8, 16, 32),
                     64: (8, 16, 32),
@@ -92,8 +92,8 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
                 for places in ("learned", "cosines")
                 for rows in (6,)
             },
-            "at most 4 bits": both(factor_bits=4),
-            "energy 0.9": both(energy=0.9),
+            "at most 4 bits": both(factor_bits=4, view="auto"),
+            "energy 0.9": both(energy=0.9, view="auto"),
         },
     ),
 }

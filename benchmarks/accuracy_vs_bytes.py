@@ -34,8 +34,8 @@ FEW = ("nsc_sl", "nsc_rd", "truncated_svd", "dct")
 SETTINGS: dict[str, dict[str, Any]] = {
     "nsc_sl": {},
     "nsc_rd": {},
-    "truncated_svd": {},
-    "powersgd": {"error_feedback": False},
+    "truncated_svd": {"view": "auto"},
+    "powersgd": {"error_feedback": False, "view": "auto"},
     "dct": {},
     "sl_acc": {"groups": 8},
     "sl_fac": {"threshold": 0.6},

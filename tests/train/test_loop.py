@@ -81,7 +81,10 @@ def assert_same_run(one, other):
 
 def test_a_run_leaves_these_files(unbroken):
     run_dir, _ = unbroken
-    assert {path.name for path in run_dir.iterdir()} == {*run_folder.OWN_NAMES} - {"run.txt", "closed"}  # of two parties
+    assert {path.name for path in run_dir.iterdir()} == {*run_folder.OWN_NAMES} - {
+        "run.txt",
+        "closed",
+    }  # of two parties
     assert configs.from_toml(run_dir / "config.toml") == configs.load(argv(run_dir.parent, "unbroken")).config
     # The newest and the one before it; the counts of both are whole.
     assert sorted(int(path.name) for path in (run_dir / "checkpoints").iterdir()) == [8, 12]

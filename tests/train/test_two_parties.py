@@ -238,3 +238,27 @@ def test_a_server_without_its_labels_says_so(folder):
     lacking = dataclasses.replace(config.remote, labels_file=str(folder / "trace.csv"))
     with pytest.raises(check.InputError, match=r"trace.csv"):
         server.run(dataclasses.replace(config, remote=lacking))
+
+
+@pytest.mark.parametrize("lost", ["answer", "client's files"])
+def test_a_run_whose_goodbye_was_not_heard_is_finished_later(folder, lost):
+    """The server has its summary, and the client has nothing yet, or did not get to writing it all."""
+    name = f"unheard-{lost[:6]}"
+    assert both(folder, name) == {"client": 0, "server": 0}
+    digest = json.loads((folder / f"{name}-client" / "summary.json").read_text())["params_sha256"]
+    (folder / f"{name}-server" / "closed").unlink()
+    for file in ("report.html", "summary.json"):
+        (folder / f"{name}-client" / file).unlink()
+    if lost == "answer":
+        (folder / f"{name}-server" / "summary.json").unlink()
+    assert both(folder, name, "--train.resume", "true") == {"client": 0, "server": 0}
+    for role in ("client", "server"):
+        assert json.loads((folder / f"{name}-{role}" / "summary.json").read_text())["params_sha256"] == digest
+    assert (folder / f"{name}-server" / "closed").exists()
+
+
+def test_a_finished_server_has_nothing_to_do(folder, capsys):
+    assert both(folder, "finished") == {"client": 0, "server": 0}
+    config = config_of(folder, "finished-server", free_address(), "--role", "server", "--train.resume", "true")
+    assert server.run(config) == 0
+    assert "nothing to do" in capsys.readouterr().out
