@@ -8,7 +8,7 @@ import gzip
 import math
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -103,11 +103,7 @@ def read_npz(path: Path) -> Arrays:
         InputError: the file is broken, lacks a member, or a header is not that of images or of their labels.
     """
     with reading(path, "an .npz file"), zipfile.ZipFile(path) as archive:
-        members = {name.removesuffix(".npy") for name in archive.namelist()}
-        layout = next((names for names in _NPZ_LAYOUTS if members.issuperset(names)), None)
-        if layout is None:
-            allowed = " or ".join(", ".join(names) for names in _NPZ_LAYOUTS)
-            raise error(f"the content of {path}", sorted(members)[:10], allowed)
+        layout, members = _layout(archive, path, _NPZ_LAYOUTS)
 
         def images(name: str) -> np.ndarray:
             return _read_member(archive, name, lambda *header: check_images(f"{name} of {path}", *header))
@@ -126,19 +122,26 @@ def read_npz(path: Path) -> Arrays:
     return Arrays(x_train, y_train, x_test, y_test, None if names is None else tuple(names.tolist()))
 
 
+def _layout(
+    archive: zipfile.ZipFile, path: Path, layouts: Sequence[tuple[str, ...]]
+) -> tuple[tuple[str, ...], set[str]]:
+    """Returns the first of the layouts of which the archive has all members, and the members."""
+    members = {name.removesuffix(".npy") for name in archive.namelist()}
+    layout = next((names for names in layouts if members.issuperset(names)), None)
+    if layout is None:
+        allowed = " or ".join(", ".join(names) for names in layouts)
+        raise error(f"the content of {path}", sorted(members)[:10], allowed)
+    return layout, members
+
+
 def read_labels(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Returns y_train and y_test of an .npz file, by the names of `read_npz`; it need not have images.
 
     Raises:
         InputError: the file is broken, lacks a member, or a header is not that of labels.
     """
-    layouts = [(names[1], names[3]) for names in _NPZ_LAYOUTS]
     with reading(path, "an .npz file"), zipfile.ZipFile(path) as archive:
-        members = {name.removesuffix(".npy") for name in archive.namelist()}
-        layout = next((names for names in layouts if members.issuperset(names)), None)
-        if layout is None:
-            allowed = " or ".join(", ".join(names) for names in layouts)
-            raise error(f"the content of {path}", sorted(members)[:10], allowed)
+        layout, _ = _layout(archive, path, [(names[1], names[3]) for names in _NPZ_LAYOUTS])
 
         def labels(name: str) -> np.ndarray:
             def check(shape: tuple[int, ...], dtype: np.dtype) -> None:
