@@ -98,6 +98,7 @@ class Server:
         self._state: Any = None
         self._common = 0
         self._timer: threading.Timer | None = None
+        self._answered_at, self._waiting_s = time.monotonic(), 0.0
         self._terminal: Terminal | None = None
         self._metrics: run_folder.MetricsFile | None = None
 
@@ -136,7 +137,11 @@ class Server:
     def serve(self, client: str, run: str, kind: str, fields: dict[str, Any]) -> Mapping[str, Any]:
         """Returns the answer to a request; see `nscjax.remote.Desk`."""
         with self._lock:
-            return self._serve(client, run, kind, fields)
+            self._waiting_s += time.monotonic() - self._answered_at
+            try:
+                return self._serve(client, run, kind, fields)
+            finally:
+                self._answered_at = time.monotonic()
 
     def _serve(self, client: str, run: str, kind: str, fields: dict[str, Any]) -> Mapping[str, Any]:
         if kind not in messages.REQUESTS:
@@ -230,8 +235,8 @@ class Server:
         if self._terminal is None:
             self._terminal = Terminal(self._calendar.num_steps, 0)
             self._terminal.__enter__()
-        self._asked_at = self._begun = time.monotonic()
-        self._waited_s = 0.0
+        self._begun = time.monotonic()
+        self._waiting_s = self._waited_s = 0.0
 
     def _step(
         self,
@@ -250,7 +255,7 @@ class Server:
         assert made is not None
         self._require_at(step)
         started = time.monotonic()
-        waited_s = started - self._asked_at
+        waited_s, self._waiting_s = self._waiting_s, 0.0
         batch_size = made.spec.shape[0]
         payload = wire.decode(frame, like=made.up_payload)
         sample_ids = _ids(ids, batch_size, len(self._dataset.x_train), self._needs_ids)
@@ -296,10 +301,9 @@ class Server:
             self._metrics.write(line)
         assert self._terminal is not None
         self._terminal.step(line, self._totals.ratio(measure.raw_bytes(made.spec.shape)))
-        self._asked_at = time.monotonic()
         rank = -1 if line["down_rank"] is None else line["down_rank"]
         return {"frame": reply, "loss": float(loss), "accuracy": float(accuracy), "distortion": float(distortion),
-                "rank": rank, "broken": -1, "compute_s": self._asked_at - started}  # fmt: skip
+                "rank": rank, "broken": -1, "compute_s": time.monotonic() - started}  # fmt: skip
 
     def _grade(
         self, *, step: int, batch: int, frame: bytes, smashed: bytes, labels: bytes, num_real: int
