@@ -15,7 +15,10 @@ from record import RESULTS
 
 FIGURES = Path(__file__).resolve().parent.parent / "docs" / "figures"
 OURS = "nsc_sl"
-COLOURS = ("#c24e00", "#00785a", "#8a5fbf", "#b8860b", "#4c6272", "#a8325e", "#3b7dd8", "#6b8e23")
+COLOURS = (
+    "#c24e00", "#00785a", "#8a5fbf", "#b8860b", "#4c6272", "#a8325e", "#3b7dd8", "#6b8e23", "#d47fa6", "#7a5230",
+    "#2aa7a7", "#e07b39", "#5b3a8c", "#8d8d3a", "#333333", "#9c9c9c",
+)  # fmt: skip
 MARKERS = "osD^vPX*"
 
 
