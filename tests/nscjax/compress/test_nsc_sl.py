@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from nscjax import check, compress, layout, wire
+from nscjax.compress import view as views
 from tests.nscjax.tensors import PLENTY, distortion, normal, side, spec, with_spectrum
 
 MATRIX = with_spectrum(24, 40, decay=0.8)
@@ -82,3 +83,28 @@ def test_gradients_of_1e_7_keep_their_precision():
     assert payload.rank == large.rank
     lost = [distortion(y, compressor.decompress(p, dec, side())[0]) for y, p in ((x, payload), (MATRIX, large))]
     assert lost[0] == pytest.approx(lost[1], rel=1e-3)
+
+
+def test_the_slow_view_both_ways():
+    """What is slow crosses, up and down, in frames that decode alone; what is fast does not."""
+    shape = (8, 8, 12, 5)
+    slow = views.tensorise(
+        normal(views.matrix_shape("BC,hw", shape), seed=1), "BC,hw", jax.ShapeDtypeStruct(shape, jnp.float32)
+    )
+    gradient = normal(shape, seed=2)
+    compressor = compress.nsc_sl(view="BC,hw", energy=1.0)
+    send = jax.jit(compressor.compress)
+    enc, dec = compressor.init(jax.random.key(1), spec(slow))
+    for step in range(4):
+        up, enc = send(slow + 5 * (gradient - low_pass(gradient)), enc, side(PLENTY, step))
+    received = wire.decode(wire.encode(up))
+    x_hat, _ = compressor.decompress(jax.tree.map(jnp.asarray, received), dec, side(PLENTY))
+    assert distortion(slow, x_hat) < 1e-3
+    known = side(PLENTY)._replace(support=compressor.support(up, enc))
+    down, _ = send(gradient, enc, known)
+    grad_hat, _ = compressor.decompress(down, dec, known)
+    assert distortion(low_pass(gradient), grad_hat) < 1e-3
+
+
+def low_pass(x):
+    return views.tensorise(views.matricise(x, "BC,hw"), "BC,hw", spec(x))
