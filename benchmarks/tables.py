@@ -157,6 +157,22 @@ def epochs(rows: dict[str, Any]) -> list[list[str]]:
     return table
 
 
+def two_parties(rows: dict[str, Any]) -> list[list[str]]:
+    """Returns what a message and a step cost, and how messages fare on a recorded link."""
+    table = [["what", "measured", "beside it", "ratio"]]
+    for size, echo in rows["echo"].items():
+        ours, bare = (f"{1000 * echo[f'{name}_seconds']:.2f} ms" for name in ("ours", "bare"))
+        table.append([f"round trip of {size}", ours, f"{bare}, a bare gRPC echo", f"{echo['ours_over_bare']:.2f}"])
+    step = rows["step"]
+    ours, local = (f"{1000 * step[f'{name}_seconds']:.0f} ms" for name in ("two_party", "local"))
+    table.append(["step of two parties", ours, f"{local}, a local step", f"{step['two_party_over_local']:.3f}"])
+    link = rows["link"]
+    for what, name in (("in time", "share_in_time"), ("of the uplink used", "up_share_of_link_used")):
+        follows, same = (f"{link[way][name]:.0%}" for way in ("follows_the_link", "one_size"))
+        table.append([f"{link['trace']}: {what}", follows, f"{same}, frames of one size", ""])
+    return table
+
+
 SHAPES: dict[str, Callable[[Any], list[list[str]]]] = {
     "step": step,
     "factorise": factorise,
@@ -165,6 +181,7 @@ SHAPES: dict[str, Callable[[Any], list[list[str]]]] = {
     "time_to_target": time_to_target,
     "peers": peers,
     "resnet18_epochs": epochs,
+    "two_parties": two_parties,
 }
 
 
