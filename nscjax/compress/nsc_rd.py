@@ -218,7 +218,7 @@ def nsc_rd(*, max_rank: int = 16, max_features: int = 64, mean_bits: int = 2, pl
         _k, _j, learns = _sizes(template)
         state = _follow(tensor, enc_state, learns, side.key)
         may_send = _affordable_rows(template, mean_bits, budget)
-        moved, codes = _basis_codes(template, state, jnp.sum(may_send), budget)
+        moved, codes = _basis_codes(template, state, jnp.sum(may_send, dtype=jnp.int32), budget)
         new = _received(template, moved, codes, enc_state.held)._replace(version=enc_state.held.version + 1)
         in_new, in_held = (_analysis(tensor, basis.places, basis.features) for basis in (new, enc_state.held))
         is_new = (moved > 0) & _is_better(in_new, in_held, may_send)

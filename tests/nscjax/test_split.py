@@ -230,7 +230,8 @@ def test_what_a_step_reports_is_what_crossed(name):
 @pytest.mark.parametrize("name", SETUPS)
 def test_training_gets_somewhere(name):
     losses = [float(step.loss) for step, *_ in trained_fused(name)]
-    assert losses[2] + losses[3] < losses[0] + losses[1]
+    # Two batches by turns: the last time that each is seen against the first.
+    assert losses[-1] + losses[-2] < losses[0] + losses[1]
 
 
 def test_the_client_differentiates_at_its_own_activations_with_the_gradient_as_received():
