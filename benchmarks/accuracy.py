@@ -86,11 +86,10 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
                 for places in ("learned", "cosines")
             },
             **{
-                f"ratio 256 nsc_rd, {places}, {rows} rows": both(
-                    method="nsc_rd", ratio=256, max_rank=rows, places=places, mean_bits=0
+                f"ratio 256 nsc_rd, {places}, 6 rows": both(
+                    method="nsc_rd", ratio=256, max_rank=6, places=places, mean_bits=0
                 )
                 for places in ("learned", "cosines")
-                for rows in (6,)
             },
             "at most 4 bits": both(factor_bits=4, view="auto"),
             "energy 0.9": both(energy=0.9, view="auto"),

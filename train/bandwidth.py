@@ -25,6 +25,7 @@ class Bandwidth:
         """
         self._update, self._rate = jax.jit(estimator.update), jax.jit(estimator.mbit_per_s)
         self._states = [estimator.init(jnp.float32(mbps)) for mbps in initial_mbps]
+        self._rates = self._rated()
         self._deadline_s = deadline_s
         self._round_trips: collections.deque[float] = collections.deque(maxlen=ROUND_TRIPS)
         self._envelope_bytes = [0, 0]
@@ -36,8 +37,7 @@ class Bandwidth:
 
     def rates(self) -> tuple[float, float]:
         """Returns (up, down) what to reckon with, in Mbit/s."""
-        up, down = (float(self._rate(state)) for state in self._states)
-        return up, down
+        return self._rates
 
     def budgets(self, caps: tuple[int, int]) -> tuple[int, int]:
         """Returns (up, down) the largest frames that are expected to arrive in time, in bytes.
@@ -67,8 +67,13 @@ class Bandwidth:
         if exchange.attempts == 1 and round_trip_s > 0:  # an answer from memory says nothing
             self._round_trips.append(round_trip_s)
         self._states = [self._update(state, *transfer) for state, transfer in zip(self._states, transfers)]
+        self._rates = self._rated()  # once an exchange: budgets, the request and the server's view all ask for them
         self._envelope_bytes = [
             max(transfer.num_bytes - frame, 0) if transfer.num_bytes else before
             for transfer, frame, before in zip(transfers, frame_bytes, self._envelope_bytes)
         ]
         return link_s
+
+    def _rated(self) -> tuple[float, float]:
+        up, down = (float(self._rate(state)) for state in self._states)
+        return up, down
