@@ -47,6 +47,16 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
             "cifar10_resnet18",
         )
     },
+    **{
+        f"{config}_views": (
+            config,
+            {
+                f"{view}, at most {rank}": both(view=view, max_rank=rank)
+                for view, rank in (("BC,hw", 16), ("BC,HW", 16), ("BC,HW", 32), ("BC,HW", 64))
+            },
+        )
+        for config in ("cifar10_small", "fashion_mnist")
+    },
     "feedback": (
         "cifar10_bench",
         {
