@@ -93,7 +93,7 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
             **{
                 f"ratio {ratio} nsc_rd, {places}": both(method="nsc_rd", ratio=ratio, max_rank=16, places=places)
                 for ratio in (256, 512, 1024)
-                for places in ("learned", "cosines")
+                for places in ("learned", "slow", "cosines")
             },
             **{
                 f"ratio 256 nsc_rd, {places}, 6 rows": both(

@@ -87,7 +87,7 @@ def most_components(method: str, ratio: int, shape: tuple[int, ...]) -> dict[str
     places = shape[0] * shape[1]
     most = max(places // 16, 1)
     if method != "dct":
-        return {"max_rank": most} | {"nsc_sl": {"view": "BC,hw"}, "nsc_rd": {"places": "cosines"}}.get(method, {})
+        return {"max_rank": most} | {"nsc_sl": {"view": "BC,hw"}, "nsc_rd": {"places": "slow"}}.get(method, {})
     most = max(min(most, places * 32 // (4 * ratio)), 1)
     return {"bands": (math.isqrt(8 * most + 1) - 1) // 2}  # n diagonals of a square hold n (n + 1) / 2 of it
 

@@ -6,6 +6,9 @@ to the rank without moving anything. The basis that is carried from message to m
 keeping it orthonormal costs next to nothing.
 """
 
+import functools
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -85,6 +88,16 @@ def dct_matrix(n: int) -> Array:
     k, i = jnp.arange(n, dtype=jnp.float32)[:, None], jnp.arange(n, dtype=jnp.float32)[None, :]
     scale = jnp.where(k == 0, (1 / n) ** 0.5, (2 / n) ** 0.5)
     return (scale * jnp.cos(jnp.pi * (2 * i + 1) * k / (2 * n))).astype(jnp.float32)
+
+
+def cosines(sizes: Sequence[int], kept: Sequence[int]) -> Array:
+    """Returns the cosine transform along several axes, orthonormal rows, float32 [prod(kept), prod(sizes)].
+
+    Args:
+        sizes: of the axes.
+        kept: how many of the cosines along each, the slowest.
+    """
+    return functools.reduce(jnp.kron, (dct_matrix(size)[:slow] for size, slow in zip(sizes, kept, strict=True)))
 
 
 def _whiten_rows(rows_ks: Array, shift: float) -> Array:

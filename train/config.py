@@ -98,7 +98,8 @@ class DirectionConfig:
         weight: of `fedlite`: of the correction of the client's gradient, at least 0.
         max_features: of `nsc_rd`: the most rows of the basis along features (`max_rank`: along places), at least 1.
         mean_bits: of `nsc_rd`: bits of a coefficient with which a budget's rows of places are counted, at least 0.
-        places: of `nsc_rd`: the basis along places, `learned` or `cosines`.
+        places: of `nsc_rd`: the basis along places, `learned`, `slow` (learned among the slowest quarter of the
+            cosines of either axis) or `cosines`.
         bands: of `dct`: the most bands of frequencies that get bits, the lowest first, at least 1; by default all.
         threshold: of `sl_fac`: share of the energy in the low frequencies, in (0, 1].
         error_feedback: of `powersgd`: whether what was not sent is added to the next message.
@@ -123,7 +124,7 @@ class DirectionConfig:
     weight: float | None = None
     max_features: int | None = None
     mean_bits: int | None = None
-    places: Literal["learned", "cosines"] = "learned"
+    places: Literal["learned", "slow", "cosines"] = "learned"
     bands: int | None = None
     threshold: float | None = None
     error_feedback: bool | None = None

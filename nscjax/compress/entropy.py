@@ -149,7 +149,7 @@ def encode(classes: np.ndarray, spreads: np.ndarray, symbols: np.ndarray) -> byt
     for row, above in zip(classes, _above(classes)):  # row by row: the tables of all groups at once would be large
         coder.encode(row.astype(np.int32), family, tables[above])
     coder.encode(spreads.astype(np.int32) + MOST, _model(SPREAD_CLASS))
-    own = _own_classes(classes, spreads)
+    own = own_classes(classes.astype(np.int16), spreads)
     for c in np.unique(own[own > 0]):
         coder.encode(symbols[own == c].astype(np.int32) + MOST, _model(c))
     return coder.get_compressed().astype("<u4").tobytes()
@@ -183,7 +183,7 @@ def decode(data: bytes, rows: int, columns: int, n: int) -> tuple[np.ndarray, np
         spreads = coder.decode(_model(SPREAD_CLASS), n) - MOST
         if np.any(np.abs(spreads) > MOST_SPREAD):
             raise ValueError(f"a spread beyond {MOST_SPREAD}")
-        own = _own_classes(classes, spreads)
+        own = own_classes(classes.astype(np.int16), spreads)
         for c in np.unique(own[own > 0]):
             is_chosen = own == c
             symbols[is_chosen] = coder.decode(_model(c), int(is_chosen.sum())) - MOST
@@ -192,10 +192,17 @@ def decode(data: bytes, rows: int, columns: int, n: int) -> tuple[np.ndarray, np
     return classes, spreads.astype(np.int8), symbols
 
 
-def _own_classes(classes: np.ndarray, spreads: np.ndarray) -> np.ndarray:
-    """Returns the class of every symbol, uint8 [rows, columns, n]; 0 in groups of class 0."""
-    own = np.clip(classes[..., None].astype(np.int16) + spreads, 1, NUM_CLASSES - 1)
-    return np.where(classes[..., None] > 0, own, 0).astype(np.uint8)
+def own_classes(classes, spreads):
+    """Returns the class of every symbol, [rows, columns, n]; 0 in groups of class 0.
+
+    Of NumPy's arrays or of JAX's: coder and count of the bits must not part.
+
+    Args:
+        classes: whole numbers [rows, columns], class of every group.
+        spreads: of the same kind, wide enough for sums, [n], by sample.
+    """
+    own = (classes[..., None] + spreads[None, None]).clip(1, NUM_CLASSES - 1)
+    return own * (classes > 0)[..., None].astype(own.dtype)
 
 
 def _above(classes: np.ndarray) -> np.ndarray:

@@ -6,11 +6,12 @@ The cut tensor is seen as [B, S, C]: samples, places (pixels or tokens; 1 for ve
 
 with orthonormal rows in P [K, S] and Q [J, C]: what the paper's adaptive subspace is, along two axes. They come from
 orthogonal iterations with a warm start, and cross when they have moved, as many rows as the budget affords; until the
-first time, P is a cosine transform and Q the identity. All coefficients are rounded with one step, which is reverse
-water-filling: groups of coefficients that lie below it vanish, and that is the adaptive rank. A group is a pair (k, j)
-of the whole batch; its class, its deviation in steps, and the spread of the sample pick the table of the entropy coder
-(`nscjax.compress.entropy`). The step is the finest whose frame fits the budget, by a search over the very costs that
-the coder will have.
+first time, P is a cosine transform and Q the identity. Places may be the slowest quarter of the cosines along every
+axis instead of pixels: of images S is a sixteenth then, and a row of P hardly costs a byte. All coefficients are
+rounded with one step, which is reverse water-filling: groups of coefficients that lie below it vanish, and that is the
+adaptive rank. A group is a pair (k, j) of the whole batch; its class, its deviation in steps, and the spread of the
+sample pick the table of the entropy coder (`nscjax.compress.entropy`). The step is the finest whose frame fits the
+budget, by a search over the very costs that the coder will have.
 
 The gradient crosses in the subspace of its uplink, in the groups that the uplink sent: what is outside has no effect on
 the loss, for the server never saw it. No basis crosses a second time.
@@ -41,8 +42,8 @@ STEPS_AN_OCTAVE = 32
 NUM_STEPS = 7 * STEPS_AN_OCTAVE
 """Choices of the step, from the largest coefficient down to where that is the largest symbol."""
 
-PLACES = ("learned", "cosines")
-"""Kinds of the basis along places."""
+PLACES = ("learned", "slow", "cosines")
+"""Kinds of the basis along places: learned, learned among the slowest quarter of the cosines, the slowest cosines."""
 
 ROUNDING = 2.0**-16
 """Share that is set aside for float32's rounding of a sum of costs."""
@@ -95,6 +96,7 @@ class Coded:
             spreads of the samples.
         shape: the cut tensor's shape.
         dtype: its dtype's code in `layout.DTYPES`.
+        places: the kind of the basis along places, one of `PLACES`.
     """
 
     rank: Array = layout.array()
@@ -107,6 +109,7 @@ class Coded:
     groups: Array = layout.coded("size", layout.Coder(_encode_groups, _decode_groups))
     shape: Shape = layout.static()
     dtype: int = layout.static()
+    places: str = layout.static()
 
     def problem(self, max_bytes: int) -> str | None:
         """Returns what is wrong with a payload read from a frame's own header, or None."""
@@ -114,15 +117,18 @@ class Coded:
             return problem
         if len(self.shape) not in views.AXES:
             return f"its shape is {self.shape}"
-        _, s, c = three_axes(self.shape)
+        if self.places not in PLACES:
+            return f"its places are {self.places!r}"
+        _, s, c = three_axes(self.shape, self.places)
         k, j = (self.groups.shape[0] - 1, self.groups.shape[1]) if len(self.groups.shape) == 3 else (0, 0)
         if not (1 <= k <= s and 1 <= j <= c):
             return f"its groups are {self.groups.shape}; allowed: up to {s + 1} and {c} rows"
-        learns = self.basis.size > basis_bytes(self.shape, k, j, False)[0]
-        return layout.arrays_problem(self, _empty(layout.tensor_spec(self), k, j, learns))
+        return layout.arrays_problem(self, _empty(layout.tensor_spec(self), k, j, self.places))
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["places", "features", "is_sent"], meta_fields=[])
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["places", "features", "is_sent"], meta_fields=["kind"]
+)
 @dataclasses.dataclass(frozen=True)
 class Bases:
     """What an uplink fixes for the gradient.
@@ -131,11 +137,13 @@ class Bases:
         places: float32 [K, S], orthonormal rows.
         features: float32 [J, C], orthonormal rows.
         is_sent: bool [K, J], the groups that the uplink sent.
+        kind: of the basis along places, one of `PLACES`.
     """
 
     places: Array
     features: Array
     is_sent: Array
+    kind: str
 
 
 class Basis(NamedTuple):
@@ -175,7 +183,8 @@ def nsc_rd(*, max_rank: int = 16, max_features: int = 64, mean_bits: int = 2, pl
         mean_bits: of a coefficient, with which a budget's rows of places are counted, >= 0; 0 allows all. As of
             `nsc_sl`, few rows well told train better than many with rounding noise; for the least error of a message it
             is 0.
-        places: the basis along places, "learned" or "cosines": these cost no bytes, and lose a little more.
+        places: the basis along places: "learned"; "slow", learned among the slowest quarter of the cosines along every
+            axis, beyond which nothing crosses; or "cosines", the slowest ones, which cost no bytes.
 
     Raises:
         InputError: an argument out of range.
@@ -196,27 +205,28 @@ def nsc_rd(*, max_rank: int = 16, max_features: int = 64, mean_bits: int = 2, pl
     check.one_of("places", places, PLACES)
 
     def empty(spec: jax.ShapeDtypeStruct | Array) -> Coded:
-        _, s, c = three_axes(spec.shape)
-        return _empty(spec, min(max_rank, s), min(max_features, c), places == "learned" and s > 1)
+        _, s, c = three_axes(spec.shape, places)
+        return _empty(spec, min(max_rank, s), min(max_features, c), places)
 
     def init(key, spec):
         del key
-        (_, s, c), (k, j, learns) = three_axes(spec.shape), _sizes(empty(spec))
-        cosines, features = slowest_cosines(spec.shape), jnp.eye(c, dtype=jnp.float32)
-        held = Basis(cosines[:k], features[:j], jnp.zeros((), jnp.float32))
-        return SenderState(held, cosines[: min(k + OVERSAMPLE * learns, s)], features[: min(j + OVERSAMPLE, c)]), held
+        sizes = _sizes(empty(spec))
+        cosines, features = first_rows(spec.shape, places), jnp.eye(sizes.c, dtype=jnp.float32)
+        held = Basis(cosines[: sizes.k], features[: sizes.j], jnp.zeros((), jnp.float32))
+        spare = OVERSAMPLE * (sizes.row_bytes > 0)
+        return SenderState(held, cosines[: sizes.k + spare], features[: sizes.j + OVERSAMPLE]), held
 
     def compress(x, enc_state, side):
-        tensor, peak = views.over_peak(x.astype(jnp.float32).reshape(three_axes(x.shape)))
+        whole, peak = views.over_peak(x.astype(jnp.float32))
         budget = layout.within_int32(side.budget_bytes)
         if isinstance(side.support, Bases):
             known = side.support
-            template = _empty(x, known.is_sent.shape[0], known.is_sent.shape[1], False)
-            sent = _code(template, _analysis(tensor, known.places, known.features), known.is_sent, budget)
+            template = _empty(x, known.is_sent.shape[0], known.is_sent.shape[1], known.kind)
+            coefficients = _analysis(_seen(whole, known.kind), known.places, known.features)
+            sent = _code(template, coefficients, known.is_sent, budget)
             return _scaled(template, sent, peak), enc_state
-        template = empty(x)
-        _k, _j, learns = _sizes(template)
-        state = _follow(tensor, enc_state, learns, side.key)
+        template, tensor = empty(x), _seen(whole, places)
+        state = _follow(tensor, enc_state, _sizes(template).row_bytes > 0, side.key)
         may_send = _affordable_rows(template, mean_bits, budget)
         moved, codes = _basis_codes(template, state, jnp.sum(may_send, dtype=jnp.int32), budget)
         new = _received(template, moved, codes, enc_state.held)._replace(version=enc_state.held.version + 1)
@@ -260,7 +270,8 @@ def support(payload: Coded, state: SenderState | Basis) -> Bases:
     held = state.held if isinstance(state, SenderState) else state
     is_sent = payload.groups[1:, :, 0] > 0
     # A zero tensor sends no group, and a client whose units have all died would never hear of a gradient again.
-    return Bases(held.places, held.features, is_sent | ((payload.rank > 0) & ~jnp.any(is_sent)))
+    is_sent |= (payload.rank > 0) & ~jnp.any(is_sent)
+    return Bases(held.places, held.features, is_sent, payload.places)
 
 
 def decompress(payload: Coded, dec_state: Basis, side) -> tuple[Array, Basis]:
@@ -278,25 +289,54 @@ def decompress(payload: Coded, dec_state: Basis, side) -> tuple[Array, Basis]:
         new = jax.tree.map(lambda new, held: jnp.where(is_known, new, held), new, dec_state)
         known = new
     classes, spreads, symbols = _parts(payload.groups)
-    values = _values(symbols, _own_classes(classes, spreads), jnp.clip(payload.step, 0, NUM_STEPS)) * payload.peak
-    x_hat = _synthesis(jnp.where(payload.rank > 0, values, 0.0), known.places, known.features)
-    x_hat = jnp.where(is_known | (payload.rank == 0), x_hat, jnp.nan)
+    step = jnp.clip(payload.step, 0, NUM_STEPS)
+    values = _values(symbols, entropy.own_classes(classes, spreads), step) * payload.peak
+    seen = _synthesis(jnp.where(payload.rank > 0, values, 0.0), known.places, known.features)
     spec = layout.tensor_spec(payload)
-    return views.narrowed(x_hat.reshape(spec.shape), spec.dtype), new
+    x_hat = jnp.where(is_known | (payload.rank == 0), _whole(seen, payload.places, spec.shape), jnp.nan)
+    return views.narrowed(x_hat, spec.dtype), new
 
 
-def three_axes(shape: Shape) -> Shape:
-    """Returns [B, S, C] of a cut tensor of `shape`: samples, places, features."""
+def three_axes(shape: Shape, places: str) -> Shape:
+    """Returns [B, S, C] of a cut tensor of `shape`: samples, places of the kind `places`, features."""
     views.names(shape)  # refuses what has no axes to name
-    return shape[0], math.prod(shape[1:-1]), shape[-1]
+    return shape[0], math.prod(_kept(shape, places)), shape[-1]
 
 
-def slowest_cosines(shape: Shape) -> Array:
-    """Returns the cosine transform along the places of a cut tensor, float32 [S, S], the slowest rows first."""
-    sizes = shape[1:-1] or (1,)
-    rows = functools.reduce(jnp.kron, [linalg.dct_matrix(size) for size in sizes])
-    frequency = functools.reduce(np.add.outer, [np.arange(size) for size in sizes]).reshape(-1)
-    return rows[np.argsort(frequency, kind="stable")]
+def first_rows(shape: Shape, places: str) -> Array:
+    """Returns the cosines along the places of a cut tensor, orthonormal rows, float32 [S, S], the slowest first."""
+    kept = _kept(shape, places)
+    order = np.argsort(np.indices(kept).sum(0).reshape(-1), kind="stable")
+    rows = jnp.eye(len(order), dtype=jnp.float32) if places == "slow" else _cosines(shape, places)
+    return rows[order]
+
+
+def _axes(shape: Shape) -> Shape:
+    """Returns the sizes of the axes of places; vectors have one place."""
+    return shape[1:-1] or (1,)
+
+
+def _kept(shape: Shape, places: str) -> Shape:
+    """Returns how many places there are along every axis: where they are cosines, slow ones."""
+    return views.slow_sizes(_axes(shape)) if places == "slow" else _axes(shape)
+
+
+def _cosines(shape: Shape, places: str) -> Array:
+    """Returns the cosines that are the places, orthonormal rows [S, pixels or tokens]."""
+    return linalg.cosines(_axes(shape), _kept(shape, places))
+
+
+def _seen(x: Array, places: str) -> Array:
+    """Returns a float32 cut tensor as [B, S, C]."""
+    tensor = x.reshape(x.shape[0], -1, x.shape[-1])
+    return _einsum("bxc,sx->bsc", tensor, _cosines(x.shape, places)) if places == "slow" else tensor
+
+
+def _whole(tensor_bsc: Array, places: str, shape: Shape) -> Array:
+    """Returns the cut tensor of `shape` that is seen as [B, S, C]; of what is not seen there is nothing in it."""
+    if places == "slow":
+        tensor_bsc = _einsum("bsc,sx->bxc", tensor_bsc, _cosines(shape, places))
+    return tensor_bsc.reshape(shape)
 
 
 _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
@@ -355,16 +395,34 @@ def _is_better(in_new_kjb: Array, in_held_kjb: Array, may_send_k: Array) -> Arra
     return (jnp.sum(before) < (1 - MOVED) * jnp.sum(after)) | (bits_before > (1 + MOVED) * bits_after)
 
 
-def basis_bytes(shape: Shape, k: int, j: int, learns: bool) -> tuple[int, int]:
-    """Returns the bytes of J rows along features, and of K rows along places where they are learned."""
-    _, s, c = three_axes(shape)
-    return j * -(-c // 2), k * -(-s // 2) * learns
+class Sizes(NamedTuple):
+    """Of a payload: rows of both bases, what they are rows of, and bytes.
+
+    Attributes:
+        k: rows of the basis along places.
+        j: rows of that along features.
+        s: places.
+        c: features.
+        row_bytes: of a row along places, 0 where none is learned.
+        feature_bytes: of all rows along features.
+    """
+
+    k: int
+    j: int
+    s: int
+    c: int
+    row_bytes: int
+    feature_bytes: int
 
 
-def _sizes(payload: Coded) -> tuple[int, int, bool]:
-    """Returns (K, J, whether the basis along places is learned)."""
-    k, j = payload.groups.shape[0] - 1, payload.groups.shape[1]
-    return k, j, payload.basis.size > basis_bytes(payload.shape, k, j, False)[0]
+def _sizes_of(shape: Shape, k: int, j: int, places: str) -> Sizes:
+    _, s, c = three_axes(shape, places)
+    learns = places != "cosines" and s > 1
+    return Sizes(k, j, s, c, -(-s // 2) * learns, j * -(-c // 2))
+
+
+def _sizes(payload: Coded) -> Sizes:
+    return _sizes_of(payload.shape, payload.groups.shape[0] - 1, payload.groups.shape[1], payload.places)
 
 
 def _basis_codes(template: Coded, state: SenderState, num_rows: Array, budget: Array) -> tuple[Array, Array]:
@@ -376,16 +434,15 @@ def _basis_codes(template: Coded, state: SenderState, num_rows: Array, budget: A
         num_rows: int32, the rows along places that may be sent.
         budget: int32, the largest frame.
     """
-    k, j, learns = _sizes(template)
-    of_features, of_places = basis_bytes(template.shape, k, j, learns)
-    codes = _row_codes(state.features[:j])
+    sizes = _sizes(template)
+    codes = _row_codes(state.features[: sizes.j])
     room = jnp.minimum((AFFORDABLE * budget.astype(jnp.float32)).astype(jnp.int32), budget - _least_bytes(template))
-    if not learns:
-        return jnp.where(room >= of_features, of_features, 0), codes
-    row_bytes = of_places // k
-    num_rows = jnp.minimum(num_rows, (room - of_features) // row_bytes)
-    moved = jnp.where(num_rows > 0, of_features + num_rows * row_bytes, 0)
-    return moved, jnp.concatenate([codes, _row_codes(state.places[:k])])
+    room -= sizes.feature_bytes
+    if not sizes.row_bytes:
+        return jnp.where(room >= 0, sizes.feature_bytes, 0), codes
+    num_rows = jnp.minimum(num_rows, room // sizes.row_bytes)
+    moved = jnp.where(num_rows > 0, sizes.feature_bytes + num_rows * sizes.row_bytes, 0)
+    return moved, jnp.concatenate([codes, _row_codes(state.places[: sizes.k])])
 
 
 def _row_codes(rows: Array) -> Array:
@@ -408,33 +465,32 @@ def _rows_of(codes: Array, num_rows: int, length: int, num_sent: Array | int) ->
 
 def _received(payload: Coded, moved: Array, codes: Array, held: Basis) -> Basis:
     """Returns the basis of which `moved` bytes of the codes have crossed, in the version that is held."""
-    (k, j, learns), (_, s, c) = _sizes(payload), three_axes(payload.shape)
-    of_features, of_places = basis_bytes(payload.shape, k, j, learns)
-    features = _rows_of(codes[:of_features], j, c, j)
-    if not learns:
+    k, j, s, c, row_bytes, feature_bytes = _sizes(payload)
+    features = _rows_of(codes[:feature_bytes], j, c, j)
+    if not row_bytes:
         return held._replace(features=features)
-    num_sent = (moved - of_features) // (of_places // k)
-    return held._replace(places=_rows_of(codes[of_features:], k, s, num_sent), features=features)
+    num_sent = (moved - feature_bytes) // row_bytes
+    return held._replace(places=_rows_of(codes[feature_bytes:], k, s, num_sent), features=features)
 
 
 def _is_whole(payload: Coded) -> Array:
     """Returns whether no basis has crossed, or one that is whole: a stranger's frame may hold half a row."""
-    k, j, learns = _sizes(payload)
-    of_features, of_places = basis_bytes(payload.shape, k, j, learns)
-    beyond = payload.moved - of_features
-    is_whole = (beyond > 0) & (beyond % (of_places // k) == 0) if learns else beyond == 0
+    sizes = _sizes(payload)
+    beyond = payload.moved - sizes.feature_bytes
+    is_whole = (beyond > 0) & (beyond % sizes.row_bytes == 0) if sizes.row_bytes else beyond == 0
     return (payload.moved == 0) | is_whole
 
 
-def _empty(spec: jax.ShapeDtypeStruct | Array, k: int, j: int, learns: bool) -> Coded:
+def _empty(spec: jax.ShapeDtypeStruct | Array, k: int, j: int, places: str) -> Coded:
     """Returns the payload's layout for cut tensors of `spec` with K and J rows."""
+    sizes, dtype = _sizes_of(spec.shape, k, j, places), layout.DTYPES.index(str(spec.dtype))
     arrays: dict[str, Any] = {
         **dict.fromkeys(("rank", "moved", "step", "size"), jax.ShapeDtypeStruct((), jnp.int32)),
         **dict.fromkeys(("version", "peak"), jax.ShapeDtypeStruct((), jnp.float32)),
-        "basis": jax.ShapeDtypeStruct((sum(basis_bytes(spec.shape, k, j, learns)),), jnp.uint8),
+        "basis": jax.ShapeDtypeStruct((sizes.feature_bytes + k * sizes.row_bytes,), jnp.uint8),
         "groups": jax.ShapeDtypeStruct((1 + k, j, 1 + spec.shape[0]), jnp.int8),
     }
-    return Coded(**arrays, shape=tuple(spec.shape), dtype=layout.DTYPES.index(str(spec.dtype)))
+    return Coded(**arrays, shape=tuple(spec.shape), dtype=dtype, places=places)
 
 
 def _code(template: Coded, coefficients_kjb: Array, may_send_kj: Array, room: Array) -> dict[str, Array]:
@@ -453,7 +509,7 @@ def _code(template: Coded, coefficients_kjb: Array, may_send_kj: Array, room: Ar
 
     def coded(step, spreads, log_deviation):
         classes = _nearest_classes(log_deviation, step)
-        symbols = _symbols(unit, step, _own_classes(classes, spreads))
+        symbols = _symbols(unit, step, entropy.own_classes(classes, spreads))
         return jnp.where(jnp.any(symbols != 0, axis=-1), classes, 0), symbols
 
     spreads = _spreads(unit)
@@ -527,12 +583,6 @@ def _nearest_classes(log_deviation_kj: Array, step: Array) -> Array:
     return jnp.clip(jnp.nan_to_num(nearest), 1, entropy.NUM_CLASSES - 1).astype(jnp.int32)
 
 
-def _own_classes(classes_kj: Array, spreads_b: Array) -> Array:
-    """Returns the class of every symbol, int32 [K, J, B]; 0 in groups of class 0."""
-    own = jnp.clip(classes_kj[..., None] + spreads_b[None, None], 1, entropy.NUM_CLASSES - 1)
-    return jnp.where(classes_kj[..., None] > 0, own, 0)
-
-
 def _symbols(unit_kjb: Array, step: Array, own_kjb: Array) -> Array:
     """Returns the coefficients, at most 1 in magnitude, in steps, int32."""
     scale = jnp.exp2(step.astype(jnp.float32) / STEPS_AN_OCTAVE)
@@ -565,7 +615,7 @@ def _spread_bits(spreads_b: Array) -> Array:
 
 def _group_costs(classes_kj: Array, spreads_b: Array, symbols_kjb: Array) -> Array:
     """Returns the cost of every group's symbols, int32 [K, J]."""
-    costs = jnp.asarray(entropy.symbol_bits())[_own_classes(classes_kj, spreads_b), jnp.abs(symbols_kjb)]
+    costs = jnp.asarray(entropy.symbol_bits())[entropy.own_classes(classes_kj, spreads_b), jnp.abs(symbols_kjb)]
     return jnp.sum(costs, axis=-1, dtype=jnp.int32)
 
 

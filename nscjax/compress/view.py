@@ -24,6 +24,11 @@ VIEWS = {2: ("B,D",), 3: ("BT,D", "B,TD"), 4: ("BHW,C", "B,HWC", "BC,HW", "BH,WC
 """Views by number of dimensions."""
 
 
+def slow_sizes(axes: Shape) -> Shape:
+    """Returns how many cosines are a quarter of those along every axis, at least one."""
+    return tuple(-(-size // 4) for size in axes)
+
+
 def names(shape: Shape) -> tuple[str, ...]:
     """Returns the views that a cut tensor of `shape` has; raises an `InputError` where it has none."""
     if len(shape) not in VIEWS:
@@ -51,7 +56,7 @@ def resolve(view: str, shape: Shape) -> str:
 def matrix_shape(view: str, shape: Shape) -> tuple[int, int]:
     """Returns (m, n) of a cut tensor of `shape` in `view`."""
     if view == SLOW:
-        return shape[0] * shape[3], math.prod(_slow_sizes(shape))
+        return shape[0] * shape[3], math.prod(slow_sizes(shape[1:3]))
     rows, columns = _axes(view, shape)
     return math.prod(shape[axis] for axis in rows), math.prod(shape[axis] for axis in columns)
 
@@ -114,14 +119,9 @@ def problem(view: object, shape: Shape, components: Shape) -> str | None:
     return None
 
 
-def _slow_sizes(shape: Shape) -> tuple[int, int]:
-    return -(-shape[1] // 4), -(-shape[2] // 4)
-
-
 def _slow_cosines(shape: Shape) -> Array:
     """Returns the slowest quarter of the cosines along height and along width, orthonormal rows [n, H*W]."""
-    height, width = (linalg.dct_matrix(size)[:slow] for size, slow in zip(shape[1:3], _slow_sizes(shape)))
-    return jnp.kron(height, width)
+    return linalg.cosines(shape[1:3], slow_sizes(shape[1:3]))
 
 
 def _axes(view: str, shape: Shape) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -1,4 +1,6 @@
 import dataclasses
+import functools
+import math
 
 import hypothesis.strategies as st
 import jax
@@ -7,13 +9,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from nscjax import compress, layout, measure, wire
-from nscjax.compress.nsc_rd import forget, nsc_rd
+from nscjax import compress, layout, linalg, measure, wire
+from nscjax.compress.nsc_rd import PLACES, forget, nsc_rd
 from tests.nscjax.tensors import PLENTY, distortion, normal, sealed, side, spec
 
 SHAPE = (8, 4, 4, 6)
 RD = nsc_rd(max_rank=16)
+BY_PLACES = {places: nsc_rd(max_rank=16, places=places) for places in PLACES}
 COMPRESS, DECOMPRESS = jax.jit(RD.compress), jax.jit(RD.decompress)
+
+
+@functools.cache
+def jitted(places):
+    return jax.jit(BY_PLACES[places].compress)
 
 
 def smooth(seed=0, shape=SHAPE):
@@ -86,6 +94,48 @@ def test_cosines_along_places_cost_nothing():
     jax.tree.map(np.testing.assert_array_equal, wire.decode(wire.encode(payload)), jax.device_get(payload))
 
 
+@pytest.mark.parametrize("shape", [(8, 8, 8, 6), (8, 5, 7, 3), (6, 9, 4), (6, 5)], ids=str)
+def test_slow_places_are_learned_among_the_slow_cosines(shape):
+    compressor, x = nsc_rd(places="slow", mean_bits=0), normal(shape)
+    kept = [-(-size // 4) for size in shape[1:-1]] or [1]
+    cosines = linalg.cosines(shape[1:-1] or (1,), kept)
+    flat = x.reshape(shape[0], -1, shape[-1])
+    slow = jnp.einsum("sx,sy,byc->bxc", cosines, cosines, flat).reshape(shape)
+    enc, dec = compressor.init(jax.random.key(0), spec(x))
+    send = jax.jit(compressor.compress)
+    for step in range(3):
+        payload, enc = send(x, enc, side(PLENTY, step))
+        x_hat, dec = compressor.decompress(payload, dec, side())
+        jax.tree.map(np.testing.assert_array_equal, enc.held, dec)
+    learns = math.prod(kept) > 1
+    row_bytes, feature_bytes = -(-math.prod(kept) // 2) * learns, -(-shape[-1] // 2)
+    assert payload.basis.size == math.prod(kept) * row_bytes + shape[-1] * feature_bytes
+    assert distortion(slow, x_hat) < 1e-3
+    jax.tree.map(np.testing.assert_array_equal, wire.decode(wire.encode(payload)), jax.device_get(payload))
+
+
+def test_slow_places_are_those_of_the_gradient_whatever_its_own():
+    shape = (8, 8, 8, 6)
+    duplex = compress.Duplex(nsc_rd(places="slow"), nsc_rd(places="cosines", max_rank=2))
+    enc, dec = duplex.up.init(jax.random.key(0), spec(normal(shape)))
+    up, enc = duplex.up.compress(normal(shape), enc, side(2000))
+    info = duplex.side_down(up, side(2000), enc)
+    down, _ = duplex.down.compress(
+        normal(shape, seed=1), duplex.down.init(jax.random.key(0), spec(normal(shape)))[0], info
+    )
+    assert down.places == "slow"
+    x_hat, _ = duplex.down.decompress(down, dec, info)
+    assert x_hat.shape == shape
+    assert distortion(normal(shape, seed=1), x_hat) < 1  # a sixteenth of noise
+
+
+def test_places_that_are_none_are_refused():
+    enc, _ = RD.init(jax.random.key(0), spec(smooth()))
+    payload, _ = COMPRESS(smooth(), enc, side(700))
+    with pytest.raises(wire.WireError, match="its places are 'fast'"):
+        wire.decode(wire.encode(dataclasses.replace(payload, places="fast")))
+
+
 def test_samples_of_different_size_share_a_step():
     """A batch of which most samples are tiny: the frame is far smaller than if all had one table."""
     x = normal((64, 4, 4, 6))
@@ -130,12 +180,14 @@ def test_a_message_that_is_not_finite_moves_nothing_and_shows(bad):
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), budget=st.integers(0, 4000), power=st.floats(0.3, 6))
-def test_no_frame_is_over_its_budget(seed, budget, power):
+@given(
+    seed=st.integers(0, 2**32 - 1), budget=st.integers(0, 4000), power=st.floats(0.3, 6), places=st.sampled_from(PLACES)
+)
+def test_no_frame_is_over_its_budget(seed, budget, power, places):
     x = np.random.default_rng(seed).normal(size=SHAPE)
     x = jnp.asarray(np.sign(x) * np.abs(x) ** power, jnp.float32)
-    enc, _ = RD.init(jax.random.key(0), spec(x))
-    payload, _ = COMPRESS(x, enc, side(budget))
+    enc, _ = BY_PLACES[places].init(jax.random.key(0), spec(x))
+    payload, _ = jitted(places)(x, enc, side(budget))
     frame = wire.encode(payload)
     assert len(frame) == layout.num_bytes(payload)
     assert len(frame) <= budget or measure.is_skipped(payload)

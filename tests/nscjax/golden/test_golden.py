@@ -41,14 +41,24 @@ METHODS = {
     "factors": compress.METHODS["powersgd"](max_rank=4, view="BH,WC", error_feedback=False),
     "coded": compress.nsc_rd(max_rank=4),
     "coded_cosines": compress.nsc_rd(max_rank=6, places="cosines"),
+    "coded_slow": compress.nsc_rd(places="slow"),
 }
 """Compressors whose payloads are stored; `Dense` needs none."""
 NAMES = ("dense_float32", "dense_bfloat16", *METHODS)
 RANKS = {
     **{"low_rank_empty": 0, "factors": 3, "coefficients": 3, "quantised": 11, "sparse": 7, "sparse_values": 5},
-    **{"banded": 29, "half": 1, "superposed": 2, "codebook": 2, "columns": 9, "coded": 20, "coded_cosines": 30},
+    **{
+        "banded": 29,
+        "half": 1,
+        "superposed": 2,
+        "codebook": 2,
+        "columns": 9,
+        "coded": 20,
+        "coded_cosines": 30,
+        "coded_slow": 3,
+    },
 }
-BUDGETS = {"coded": 200, "coded_cosines": 220}
+BUDGETS = {"coded": 200, "coded_cosines": 220, "coded_slow": 100}
 """Of a frame in bytes; where none is given, those of the rank."""
 
 
