@@ -24,6 +24,9 @@ from record import RESULTS, write
 
 from nscjax import link as links
 
+CHANCE = 0.1
+"""Accuracy before the first step, of ten classes."""
+
 
 def steps_to(target: float, evals: list[dict[str, Any]], chance: float) -> float | None:
     """Returns the step at which the accuracy reached the target, or None if it never did."""
@@ -67,7 +70,7 @@ def main() -> None:
     parser.add_argument("config", help="of accuracy_vs_bytes")
     parser.add_argument("--traces", type=Path, required=True, help="folder of CSV traces (time_s,mbit_per_s)")
     parser.add_argument("--target", type=float, default=0.5, help="accuracy on the test set, cut compressed")
-    parser.add_argument("--chance", type=float, default=0.1, help="accuracy before the first step")
+    parser.add_argument("--chance", type=float, default=CHANCE, help="accuracy before the first step")
     parser.add_argument("--step_s", type=float, default=0.1, help="seconds that either party computes in a step")
     parser.add_argument("--latency_ms", type=float, default=30.0)
     options = parser.parse_args()
