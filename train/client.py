@@ -5,7 +5,7 @@ import json
 import math
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from train import state as states
 from train.config import Config
 from train.data import Dataset
 from train.data.batches import num_eval_steps
-from train.setup import initial_mbps
+from train.setup import architecture_of, initial_mbps, inputs_of
 from train.terminal import Terminal
 
 MOST_RESTARTS = 1000
@@ -50,6 +50,31 @@ def run(config: Config) -> int:
         return 0
     calendar = loop.calendar_of(config, dataset)
     share = party.share(config, dataset, "client", calendar.num_steps)
+    signals = loop.Signals()
+    with conversation(config, share) as way, signals:
+        try:
+            for _ in range(MOST_RESTARTS):
+                try:
+                    return _attempt(config, dataset, calendar, share, way, signals)
+                except remote.StrayedError:
+                    config = configs.resumed(config)
+        except (remote.UnreachableError, remote.RefusedError):
+            if not signals.received:
+                raise
+            # There is no one to save a checkpoint with.
+            print("stopped; --train.resume true goes on from the last checkpoint", file=sys.stderr)
+            return 128 + signals.received
+    raise check.error("restarts of the server in one run", MOST_RESTARTS, f"fewer than {MOST_RESTARTS}")
+
+
+@contextlib.contextmanager
+def conversation(config: Config, share: party.Share) -> Iterator[remote.Transport]:
+    """Opens the way to the server; what goes wrong on it is an `InputError` that says what to do.
+
+    Args:
+        config: of the client.
+        share: of the run.
+    """
     certs = None if config.remote.plain_text else Path(config.remote.certs)
     way: remote.Transport = transport.Client(
         config.remote.address, certs, min(MAX_BYTES, 2 * measure.raw_bytes(share.spec.shape)),
@@ -58,19 +83,9 @@ def run(config: Config) -> int:
     link = share.setup.link
     if is_shaped(config):
         way = remote.Shaped(way, link.up, link.down, config.link.latency_ms / 1000)
-    signals = loop.Signals()
     try:
-        with signals:
-            for _ in range(MOST_RESTARTS):
-                try:
-                    return _attempt(config, dataset, calendar, share, way, signals)
-                except remote.StrayedError:
-                    config = configs.resumed(config)
-        raise check.error("restarts of the server in one run", MOST_RESTARTS, f"fewer than {MOST_RESTARTS}")
+        yield way
     except (remote.UnreachableError, remote.RefusedError) as problem:
-        if signals.received:  # there is no one to save a checkpoint with
-            print("stopped; --train.resume true goes on from the last checkpoint", file=sys.stderr)
-            return 128 + signals.received
         raise check.InputError(
             f"remote.address: {problem}. Start the server, or look at its address and certificates; "
             "--train.resume true goes on from the last checkpoint."
@@ -143,7 +158,9 @@ def _attempt(
                 answer, _ = session.ask("goodbye", goodbye, messages.ANSWERS["goodbye"])
                 found |= journal.digests(digest, answer["digest"])
                 found |= {"envelope_up_bytes": session.sent_bytes, "envelope_down_bytes": session.received_bytes}
-        checkpoint.save_half(folder / "halves" / "client", (state.party.params, state.party.state), {})
+        about = {"architecture": architecture_of(config, dataset), "num_train": len(dataset.x_train)}
+        about |= inputs_of(share.setup.inputs, dataset)
+        checkpoint.save_half(folder / "halves" / "client", (state.party.params, state.party.state), about)
         run_folder.write_whole(folder / "summary.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
         page = report.write(folder)
         # All is on disk: the server may go. It may be gone already.

@@ -227,6 +227,9 @@ class RemoteConfig:
         labels: which party has the labels, `client` or `server`; those of the other's data are not looked at.
         labels_file: of the server, if it has them: an .npz file with `y_train` and `y_test`, in the order of the
             client's data.
+        serve: what the server is there for: `training`, or `predictions` with the finished run in its run_dir, until it
+            is stopped.
+        max_clients: clients that may ask for predictions, each known by its certificate, at least 1; a run has one.
     """
 
     address: str = "127.0.0.1:50551"
@@ -237,6 +240,8 @@ class RemoteConfig:
     eval_uncompressed: bool = False
     labels: Literal["client", "server"] = "client"
     labels_file: str = ""
+    serve: Literal["training", "predictions"] = "training"
+    max_clients: int = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,6 +253,7 @@ class Config:
         run_dir: folder that the run writes; by default `runs/NAME` of the config file.
         overwrite: replace what an earlier run left in `run_dir`.
         role: which party this process is: `local` (both), `server` or `client`.
+        predict: an .npy file of inputs: instead of training, print a class a line with the finished run in run_dir.
         data: what is learned from.
         model: the network and where it is cut.
         compress: how the cut is compressed.
@@ -263,6 +269,7 @@ class Config:
     run_dir: str = ""
     overwrite: bool = False
     role: Literal["local", "server", "client"] = "local"
+    predict: str = ""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     compress: CompressConfig = CompressConfig()
@@ -290,6 +297,9 @@ class Config:
 
     def _require_remote(self) -> None:
         """Raises an `InputError` for what two parties cannot do."""
+        if self.predict and self.role == "server":
+            remedy = "The client has the inputs; the server serves with --remote.serve predictions."
+            raise check.error("predict", self.predict, "nothing with role 'server'", remedy)
         for name in ("client_step_s", "server_step_s"):
             if value := getattr(self.link, name):
                 raise check.error(f"link.{name}", value, f"0 with role {self.role!r}", "Both parties compute for real.")
@@ -346,7 +356,11 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ("4, 8, 16", lambda value: value in (4, 8, 16), ("factor_bits",)),
     ("a number in [1, 100]", lambda value: 1 <= value <= 100, ("iterations",)),
     ("a number in [1, 65536]", lambda value: 1 <= value <= 65536, ("width",)),
-    ("a number >= 1", lambda value: value >= 1, ("num_train", "num_test", "max_rank", "ratio", "log_every")),
+    (
+        "a number >= 1",
+        lambda value: value >= 1,
+        ("num_train", "num_test", "max_rank", "ratio", "log_every", "max_clients"),
+    ),
     ("a number in [1, 2**31)", lambda value: 1 <= value < 2**31, ("epochs", "steps", "batch_size")),
     ("a number >= 0", lambda value: value >= 0, ("eval_every", "checkpoint_every", "mean_bits")),
     # Times and sizes that arise from these stay within float32.
@@ -362,7 +376,7 @@ _RIVALS = (
     ("up_mbps", "up_trace"),
     ("down_mbps", "down_trace"),
 )
-_NOT_HASHED = ("role", "run_dir", "overwrite", "data.download", "train.resume")
+_NOT_HASHED = ("role", "run_dir", "predict", "overwrite", "data.download", "train.resume")
 _COMMAND_LINE = "command line"
 
 
@@ -416,7 +430,7 @@ def from_toml(source: str | Path) -> Config:
 def fingerprint(config: Config) -> str:
     """Returns the SHA-256 hex digest of every value that counts: not where and how a run is made, but what it is.
 
-    `role`, `run_dir`, `overwrite`, `remote`, `data.download` and `train.resume` do not count.
+    `role`, `run_dir`, `predict`, `overwrite`, `remote`, `data.download` and `train.resume` do not count.
     """
     values = _flatten(dataclasses.asdict(config))
     hashed = {key: value for key, value in values.items() if _counts(key)}

@@ -47,14 +47,18 @@ class Presented(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """An evaluation's programs: the client presents a batch, the server grades it.
+    """An evaluation's programs: the client presents a batch, the server grades it; and those of a prediction.
 
     Attributes:
+        send: `(client, sender state, x [B, ...], batch) -> (payload, sender state)`.
+        classify: `(server, receiver state, payload, batch) -> (receiver state, classes int32 [B])`.
         present: `(client, sender state, x [N, ...], y [N], batch) -> (Presented, sender state, frame bytes)`.
         grade: `(server, receiver state, sums, payload, the cut as it is or None, labels [B], mask [B], batch) ->
             (receiver state, sums)`.
     """
 
+    send: Callable
+    classify: Callable
     present: Callable
     grade: Callable
 
@@ -116,17 +120,34 @@ def make_parts(setup: states.Setup, batch_size: int, num_classes: int) -> Parts:
             sample_ids=jnp.full(batch_size, -1, jnp.int32),
         )
 
+    def compress(client, enc, x, batch):
+        smashed, _ = setup.model.client(client.params, client.state, setup.inputs.normalise(x), False)
+        payload, enc = setup.duplex.up.compress(smashed, enc, side_of(batch))
+        return payload, enc, smashed
+
+    def answer(server, dec, payload, batch):
+        smashed_hat, dec = setup.duplex.up.decompress(payload, dec, side_of(batch))
+        logits, _ = setup.model.server(server.params, server.state, smashed_hat, False)
+        return logits, dec
+
+    @jax.jit
+    def send(client, enc, x, batch):
+        return compress(client, enc, x, batch)[:2]
+
+    @jax.jit
+    def classify(server, dec, payload, batch):
+        logits, dec = answer(server, dec, payload, batch)
+        return dec, jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
     @jax.jit
     def present(client, enc, x, y, batch):
         x, y, mask = eval_batch(x, y, batch, batch_size)
-        smashed, _ = setup.model.client(client.params, client.state, setup.inputs.normalise(x), False)
-        payload, enc = setup.duplex.up.compress(smashed, enc, side_of(batch))
+        payload, enc, smashed = compress(client, enc, x, batch)
         return Presented(payload, smashed, y, mask), enc, setup.duplex.up.num_bytes(payload)
 
     @jax.jit
     def grade(server, dec, sums, payload, smashed, y, mask, batch):
-        smashed_hat, dec = setup.duplex.up.decompress(payload, dec, side_of(batch))
-        logits, _ = setup.model.server(server.params, server.state, smashed_hat, False)
+        logits, dec = answer(server, dec, payload, batch)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
         is_right = mask & (jnp.argmax(logits, axis=-1) == y)
         right_uncompressed = sums.right_uncompressed
@@ -142,4 +163,4 @@ def make_parts(setup: states.Setup, batch_size: int, num_classes: int) -> Parts:
             right_uncompressed=right_uncompressed,
         )
 
-    return Parts(present, grade)
+    return Parts(send, classify, present, grade)

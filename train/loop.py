@@ -31,7 +31,7 @@ from train.config import Config
 from train.data import Dataset, load
 from train.data.batches import epoch_key, epoch_order, take_batch
 from train.data.checks import check_split
-from train.setup import architecture_of, initial_mbps, network, set_up
+from train.setup import architecture_of, initial_mbps, inputs_of, network, set_up
 from train.terminal import Terminal, waiting
 
 Advance = Callable[[states.TrainState, int], tuple[states.TrainState, states.Metrics]]
@@ -165,7 +165,7 @@ def fit(
             terminal.say(f"stopped after step {log.totals.steps}; --train.resume true goes on from here")
             return _fitted(128 + signals.received, model, state, {})
         fitted = _fitted(0, model, state, log.summary(config.seed, *_digests(state)))
-        page = _publish(folder, fitted, {**about, **_inputs_of(setup.inputs, dataset)})
+        page = _publish(folder, fitted, {**about, **inputs_of(setup.inputs, dataset)})
     terminal.finished(fitted.summary, page)
     return fitted
 
@@ -333,14 +333,6 @@ def _advance_streamed(
     )  # fmt: skip
     parts = steps.programs(setup)
     return lambda state, _step: steps.train_step(parts, state, *map(jnp.asarray, next(batches)))
-
-
-def _inputs_of(inputs: states.Inputs, dataset: Dataset) -> dict[str, Any]:
-    """Returns how the client's half wants its inputs, JSON-ready: shape of a sample, mean and std of images."""
-    shape = list(dataset.x_train.shape[1:])
-    if inputs.mean is None:
-        return {"shape": shape, "mean": None, "std": None}
-    return {"shape": shape, "mean": np.asarray(inputs.mean).tolist(), "std": np.asarray(inputs.std).tolist()}
 
 
 def _announce(

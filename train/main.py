@@ -34,6 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The loop imports jax, which takes seconds: only once the command line is known to be good.
         if loaded.config.role != "local":
             return _party(loaded.config)
+        if loaded.config.predict:
+            from train import predict
+
+            return predict.main([loaded.config.run_dir, loaded.config.predict])
         from train import loop
 
         return loop.run(loaded.config, loaded.explicit)
@@ -50,6 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _party(chosen: config.Config) -> int:
     """Runs one of two parties."""
     try:
+        if chosen.predict or (chosen.role == "server" and chosen.remote.serve == "predictions"):
+            from train import inference
+
+            return inference.serve(chosen) if chosen.role == "server" else inference.ask(chosen)
         if chosen.role == "server":
             from train import server
 

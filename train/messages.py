@@ -49,6 +49,18 @@ ANSWERS: dict[str, Schema] = {
 """The fields of every answer. `broken` is a position in `train.state.TENSORS`, or -1; `rank` is -1 for a method without
 one; `compute_s` are the seconds that the server was busy with it."""
 
+PREDICTION_REQUESTS: dict[str, Schema] = {
+    "open": {
+        "protocol": int, "config": str, "step": int, "sample_shape": list, "is_image": bool, "num_train": int,
+        "num_classes": int,
+    },
+    "predict": {"batch": int, "frame": bytes, "num_real": int},
+}  # fmt: skip
+"""The requests of a conversation about a finished run: `open`, then `predict` after `predict`."""
+
+PREDICTION_ANSWERS: dict[str, Schema] = {"open": {}, "predict": {"classes": bytes}}
+"""Their answers; `classes` is little-endian int32."""
+
 
 def int32_bytes(values: Any) -> bytes:
     """Returns whole numbers as little-endian int32."""

@@ -25,6 +25,7 @@ from train import state as states
 from train.config import Config
 from train.data import Dataset, load_labels
 from train.loop import Signals, calendar_of
+from train.setup import architecture_of
 from train.terminal import Terminal
 from train.text import byte_size
 
@@ -36,6 +37,9 @@ CLOSED = "closed"
 
 MOST_SAMPLES = 1 << 28
 """The most samples of a client's data: an order of them is made."""
+
+MOST_CLASSES = 1 << 20
+"""The most classes: their logits are gone through."""
 
 MOST_BATCH_BYTES = wire.MAX_BYTES
 """The most bytes of a batch of inputs, in float32: its shapes are gone through."""
@@ -171,9 +175,8 @@ class Server:
         if protocol != remote.PROTOCOL:
             raise remote.EnvelopeError(f"the client speaks protocol {protocol}, the server {remote.PROTOCOL}")
         theirs = configs.from_toml(config)
-        _require_same(self._config, theirs)
-        dataset = _shapes(sample_shape, is_image, num_train, num_classes)
-        _require_moderate(self._config.train.batch_size, sample_shape, num_train)
+        require_same(self._config, theirs)
+        dataset = shapes(self._config.train.batch_size, sample_shape, is_image, num_train, num_classes)
         self._require_labels(theirs.remote.labels, dataset, num_test)
         own = self._own_steps(run)
         common = max({0} | (set(own) & {step for step in saved if type(step) is int}))
@@ -385,7 +388,8 @@ class Server:
         own = journal.params_sha256(self._state.party.params)
         found = {**_summary(summary), **journal.digests(digest, own)}
         folder = Path(self._config.run_dir)
-        checkpoint.save_half(folder / "halves" / "server", (self._state.party.params, self._state.party.state), {})
+        about = {"architecture": architecture_of(self._config, self._dataset)}
+        checkpoint.save_half(folder / "halves" / "server", (self._state.party.params, self._state.party.state), about)
         run_folder.write_whole(folder / "summary.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
         sent = byte_size(self._totals.up_bytes), byte_size(self._totals.down_bytes)
         self.say(f"done: {step} steps, {sent[0]} up, {sent[1]} down; {folder / 'summary.json'}")
@@ -421,7 +425,7 @@ def _own_labels(config: Config) -> tuple[np.ndarray, np.ndarray] | None:
     return load_labels(Path(config.remote.labels_file), config.data)
 
 
-def _require_same(own: Config, other: Config) -> None:
+def require_same(own: Config, other: Config) -> None:
     """Raises an `EnvelopeError` that names what differs between the parties' configs."""
     differing = [key for key in configs.differing_keys(own, other) if not key.startswith(LOCAL_KEYS)]
     if differing:
@@ -430,27 +434,22 @@ def _require_same(own: Config, other: Config) -> None:
         raise remote.EnvelopeError(f"the parties' configs differ: {told}")
 
 
-def _shapes(sample_shape: list, is_image: bool, num_train: int, num_classes: int) -> Dataset:
-    """Returns a data set of the client's shapes that holds nothing."""
+def shapes(batch_size: int, sample_shape: list, is_image: bool, num_train: int, num_classes: int) -> Dataset:
+    """Returns a data set of the shapes that a client tells, which holds nothing.
+
+    Raises:
+        EnvelopeError: they are none, or would take more memory than a message may.
+    """
     if not (1 <= len(sample_shape) <= 4 and all(type(size) is int and 1 <= size <= 1 << 16 for size in sample_shape)):
         raise remote.EnvelopeError(f"shape of a sample is {sample_shape!r:.80}")
-    if 4 * math.prod(sample_shape) > wire.MAX_BYTES:
-        raise remote.EnvelopeError(f"a sample has {math.prod(sample_shape)} entries: more than a message may carry")
-    if not (1 <= num_train < 2**31 and 1 <= num_classes <= 1 << 20):
-        raise remote.EnvelopeError(f"the client has {num_train} samples of {num_classes} classes")
-    x = np.broadcast_to(np.zeros((), np.uint8 if is_image else np.float32), (num_train, *sample_shape))
-    y = np.broadcast_to(np.zeros((), np.int32), (num_train,))
-    channels = np.ones(sample_shape[-1], np.float32)
-    return Dataset("remote", x, y, x[:1], y[:1], num_classes, channels, channels, ())
-
-
-def _require_moderate(batch_size: int, sample_shape: list, num_train: int) -> None:
-    """Raises an `EnvelopeError` where a client's data would take more memory than a message may."""
+    if not (1 <= num_train <= MOST_SAMPLES and 1 <= num_classes <= MOST_CLASSES):
+        raise remote.EnvelopeError(
+            f"the client has {num_train} samples of {num_classes} classes; allowed: {MOST_SAMPLES} of {MOST_CLASSES}"
+        )
     num_bytes = 4 * batch_size * math.prod(sample_shape)
     if num_bytes > MOST_BATCH_BYTES:
         raise remote.EnvelopeError(f"a batch of inputs has {num_bytes} bytes; allowed: {MOST_BATCH_BYTES}")
-    if num_train > MOST_SAMPLES:
-        raise remote.EnvelopeError(f"the client has {num_train} samples; allowed: {MOST_SAMPLES}")
+    return party.hollow(sample_shape, is_image, num_train, num_classes)
 
 
 def _ids(data: bytes, batch_size: int, num_train: int, needs_ids: bool) -> Any:

@@ -57,6 +57,14 @@ def architecture_of(config: Config, dataset: Dataset) -> dict[str, Any]:
     return {**dataclasses.asdict(config.model), "num_classes": dataset.num_classes, "dtype": config.train.dtype}
 
 
+def inputs_of(inputs: states.Inputs, dataset: Dataset) -> dict[str, Any]:
+    """Returns how the client's half wants its inputs, JSON-ready: shape of a sample, mean and std of images."""
+    shape = list(dataset.x_train.shape[1:])
+    if inputs.mean is None:
+        return {"shape": shape, "mean": None, "std": None}
+    return {"shape": shape, "mean": np.asarray(inputs.mean).tolist(), "std": np.asarray(inputs.std).tolist()}
+
+
 def set_up(
     config: Config,
     dataset: Dataset,

@@ -20,8 +20,8 @@ def waiting(what: str) -> AbstractContextManager:
 class Terminal:
     """Progress and messages on stderr, the closing table on stdout. On a pipe the bar is left out, lines remain."""
 
-    def __init__(self, num_steps: int, done: int) -> None:
-        """Makes the bar for `num_steps` steps, of which `done` were made before."""
+    def __init__(self, num_steps: int, done: int, doing: str = "training") -> None:
+        """Makes the bar for `num_steps` steps, of which `done` were made before; `doing` is what they are of."""
         self._console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -32,10 +32,10 @@ class Terminal:
             console=self._console,
             expand=True,
         )
-        self._steps = self._progress.add_task("training", total=num_steps, completed=done)
+        self._steps = self._progress.add_task(doing, total=num_steps, completed=done)
         self._batches = self._progress.add_task("evaluating", total=1, visible=False)
         # Below the bar, so that both fit a terminal of 80 columns.
-        self._numbers = Text("compiling the first step", style="dim", overflow="ellipsis", no_wrap=True)
+        self._numbers = Text("compiling", style="dim", overflow="ellipsis", no_wrap=True)
         shown = Group(self._progress, self._numbers)
         self._live = Live(shown, console=self._console, refresh_per_second=10) if self._console.is_terminal else None
 
@@ -69,6 +69,11 @@ class Terminal:
         ]
         self._progress.update(self._steps, completed=line["step"])
         self._numbers.plain = "  ".join(filter(None, numbers))
+
+    def advanced(self, num_steps: int) -> None:
+        """Shows that so many steps more were made, of which there is nothing to say."""
+        self._progress.update(self._steps, advance=num_steps)
+        self._numbers.plain = ""
 
     def evaluating(self, done: int, total: int) -> None:
         """Shows how far an evaluation is."""

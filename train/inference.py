@@ -1,0 +1,185 @@
+"""Prediction over the link, with a finished run: the client's half here, the server's there.
+
+What crosses is the compressed cut, and classes come back. Each party takes the newest checkpoint in its run folder: its
+half and the states of the compressors, so that a warm basis is as warm as after the last step.
+"""
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from nscjax import check, remote, wire
+from nscjax.remote import envelope
+from nscjax.remote import grpc as transport
+from nscjax.types import PyTree
+from train import checkpoint, client, evaluate, messages, party, server
+from train import config as configs
+from train.config import Config
+from train.data import Dataset, stream
+from train.data.batches import num_eval_steps
+from train.loop import Signals, calendar_of
+from train.terminal import Terminal
+from train.text import byte_size
+
+
+def ask(config: Config) -> int:
+    """Prints the class of every input of the file `config.predict`, a line each; returns the exit code.
+
+    Args:
+        config: of the run, `role` "client".
+
+    Raises:
+        InputError: file, run folder or server cannot be used.
+    """
+    folder = Path(config.run_dir)
+    _, about = checkpoint.load_half(folder / "halves" / "client")
+    if "num_train" not in about:
+        raise check.error("run_dir", config.run_dir, "the folder of a run with role 'client'")
+    shape, is_image = tuple(about["shape"]), about["mean"] is not None
+    x = stream.memory_map(config.predict)
+    if x.shape[1:] != shape or len(x) == 0 or (x.dtype == np.uint8) != is_image:
+        kind = "uint8 images" if is_image else "numbers"
+        raise check.error(config.predict, f"{x.dtype} {x.shape}", f"at least one sample of shape {shape}, {kind}")
+    dataset = party.hollow(shape, is_image, about["num_train"], about["architecture"]["num_classes"])
+    if is_image:
+        dataset = dataset._replace(mean=np.asarray(about["mean"], np.float32), std=np.asarray(about["std"], np.float32))
+    step, share, state = _finished(config, dataset, "client")
+    parts = evaluate.make_parts(share.setup, config.train.batch_size, dataset.num_classes)
+    opening = {
+        "protocol": remote.PROTOCOL, "config": configs.to_toml(config), "step": step, "sample_shape": list(shape),
+        "is_image": is_image, "num_train": about["num_train"], "num_classes": dataset.num_classes,
+    }  # fmt: skip
+    with client.conversation(config, share) as way, Terminal(len(x), 0, "predicting") as terminal:
+        session = remote.Session(
+            way, _run_of(folder), timeout_s=config.remote.timeout_s, patience_s=config.remote.patience_s,
+            on_waiting=terminal.say,
+        )  # fmt: skip
+        try:
+            session.ask("open", opening, messages.PREDICTION_ANSWERS["open"])
+            sent = _ask(session, parts, state, x, config.train.batch_size, dataset.num_classes, terminal)
+        except remote.StrayedError as problem:
+            raise check.InputError(f"remote.address: {problem}; ask again.") from None
+    print(f"{len(x)} samples, {byte_size(sent)} up, {byte_size(4 * len(x))} down", file=sys.stderr)
+    return 0
+
+
+def _ask(
+    session: remote.Session, parts: evaluate.Parts, state: party.PartyState, x: np.ndarray, batch_size: int,
+    num_classes: int, terminal: Terminal,
+) -> int:  # fmt: skip
+    """Prints the classes, batch by batch; returns the frames' bytes."""
+    enc, num_bytes = state.party.up, 0
+    for batch in range(num_eval_steps(len(x), batch_size)):
+        # The last batch is filled up with samples from the start, as in an evaluation.
+        ids = np.arange(batch * batch_size, (batch + 1) * batch_size)
+        num_real = int(np.sum(ids < len(x)))
+        payload, enc = parts.send(state.party, enc, np.asarray(x[ids % len(x)]), np.int32(batch))
+        frame = wire.encode(jax.device_get(payload))
+        request = {"batch": batch, "frame": frame, "num_real": num_real}
+        answer, _ = session.ask("predict", request, messages.PREDICTION_ANSWERS["predict"])
+        classes = messages.int32_array(answer["classes"], num_real, num_classes, "classes")
+        num_bytes += len(frame)
+        terminal.advanced(num_real)
+        print("\n".join(map(str, classes)), flush=True)
+    return num_bytes
+
+
+def serve(config: Config) -> int:
+    """Serves predictions with the finished run in `run_dir` until a signal comes; returns the exit code.
+
+    Args:
+        config: of the run, `role` "server" and `remote.serve` "predictions".
+
+    Raises:
+        InputError: run folder, address or certificates cannot be used.
+    """
+    certs = None if config.remote.plain_text else Path(config.remote.certs)
+    terminal = Terminal(1, 0)
+    desk = remote.Desk(Predictor(config, terminal).serve, config.remote.max_clients)
+    with Signals() as signals:
+        door = transport.Server(config.remote.address, certs, server.MAX_CUT_BYTES, desk.handle)
+        try:
+            terminal.say(f"predictions of {config.run_dir} at {config.remote.address}; Ctrl-C ends it")
+            while not signals.received:
+                time.sleep(0.2)
+        finally:
+            door.close()
+    return 128 + signals.received
+
+
+class Predictor:
+    """The server's end: answers from the newest checkpoint, and changes nothing."""
+
+    def __init__(self, config: Config, terminal: Terminal) -> None:
+        """Looks whether there is a finished run; what it holds is loaded when the first client has told its shapes."""
+        folder = Path(config.run_dir)
+        if not (folder / "halves" / "server").is_dir():
+            raise check.error("run_dir", config.run_dir, "the folder of a finished run with role 'server'")
+        self._config, self._terminal, self._run = config, terminal, _run_of(folder)
+        self._loaded: tuple[dict[str, Any], int, party.Share, party.PartyState, evaluate.Parts] | None = None
+        self._receivers: dict[str, PyTree] = {}
+
+    def serve(self, name: str, run: str, kind: str, fields: dict[str, Any]) -> Mapping[str, Any]:
+        """Returns the answer to a request; see `nscjax.remote.Desk`."""
+        if kind not in messages.PREDICTION_REQUESTS:
+            known = ", ".join(messages.PREDICTION_REQUESTS)
+            raise remote.EnvelopeError(f"request is {kind!r:.40}; the server is there for predictions: {known}")
+        envelope.check(fields, messages.PREDICTION_REQUESTS[kind], kind)
+        if run != self._run:
+            raise remote.EnvelopeError(
+                f"the server's {self._config.run_dir} holds another run than the client's run_dir"
+            )
+        answer = self._open(name, **fields) if kind == "open" else self._predict(name, **fields)
+        envelope.check(answer, messages.PREDICTION_ANSWERS[kind], f"answer to {kind}")
+        return answer
+
+    def _open(self, name: str, *, protocol: int, config: str, step: int, **facts: Any) -> dict[str, Any]:
+        if protocol != remote.PROTOCOL:
+            raise remote.EnvelopeError(f"the client speaks protocol {protocol}, the server {remote.PROTOCOL}")
+        server.require_same(self._config, configs.from_toml(config))
+        if self._loaded is None or self._loaded[0] != facts:
+            dataset = server.shapes(self._config.train.batch_size, **facts)
+            own, share, state = _finished(self._config, dataset, "server")
+            parts = evaluate.make_parts(share.setup, self._config.train.batch_size, dataset.num_classes)
+            self._loaded = facts, own, share, state, parts
+            self._receivers.clear()
+        _, own, _, state, _ = self._loaded
+        if step != own:
+            raise remote.EnvelopeError(f"the client's half is of step {step}, the server's of {own}")
+        self._receivers[name] = state.party.up
+        self._terminal.say(f"client {name}")
+        return {}
+
+    def _predict(self, name: str, *, batch: int, frame: bytes, num_real: int) -> dict[str, Any]:
+        if self._loaded is None or name not in self._receivers:
+            raise remote.StrayedError("the server has not met this client")
+        _, _, share, state, parts = self._loaded
+        size = share.spec.shape[0]
+        if not (0 <= batch < 2**31 // size and 1 <= num_real <= size):
+            raise remote.EnvelopeError(f"batch {batch} has {num_real} samples; allowed: 1 to {size}")
+        payload = wire.decode(frame, like=share.up_payload)
+        self._receivers[name], classes = parts.classify(state.party, self._receivers[name], payload, np.int32(batch))
+        return {"classes": messages.int32_bytes(classes[:num_real])}
+
+
+def _run_of(folder: Path) -> str:
+    """Returns the run's name, the same at both parties."""
+    if not (folder / "run.txt").exists():
+        raise check.error("run_dir", str(folder), "the folder of a run of two parties")
+    return (folder / "run.txt").read_text()
+
+
+def _finished(config: Config, dataset: Dataset, role: str) -> tuple[int, party.Share, party.PartyState]:
+    """Returns the newest step of a party's run, its share, and its state after that step."""
+    share = party.share(config, dataset, role, calendar_of(config, dataset).num_steps)
+    saved = Path(config.run_dir) / "checkpoints"
+    own = checkpoint.steps(saved)
+    if not own:
+        raise check.error("run_dir", config.run_dir, "the folder of a run with a checkpoint")
+    with checkpoint.Checkpoints(saved) as checkpoints:
+        return max(own), share, checkpoints.restore(share.first, max(own))
