@@ -244,7 +244,7 @@ def test_an_unknown_key_lists_its_neighbours(file):
     assert "allowed: model.name, model.width, model.cut, model.norm, model.bottleneck." in refusal(
         "--config", file("model.x = 1\n")
     )
-    top = "allowed: seed, run_dir, overwrite, role, data, model, compress, link, remote, train"
+    top = "allowed: seed, run_dir, overwrite, role, predict, data, model, compress, link, remote, train"
     assert top + "." in refusal("--config", file("x = 1\n"))
     assert top + ", config, print_config." in refusal("--config", file(), "--x", "1")
 
