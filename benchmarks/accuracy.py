@@ -70,7 +70,7 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
         "cifar10_bench",
         {
             **{
-                f"ratio {ratio} view {view}": both(ratio=ratio, view=view)
+                f"ratio {ratio} view {view}": both(ratio=ratio, view=view, max_rank=128)
                 for ratio in (32, 128)
                 for view in ("BC,HW", "BH,WC")
             },
@@ -102,7 +102,7 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
                 for places in ("learned", "cosines")
             },
             "at most 4 bits": both(factor_bits=4, view="auto"),
-            "energy 0.9": both(energy=0.9, view="auto"),
+            "energy 0.9": both(energy=0.9, view="auto", max_rank=128),
         },
     ),
 }

@@ -157,7 +157,8 @@ def cells(
     for ratio in ratios if len(shape) == 3 else ():  # it is made for images
         # Half the height and width, half precision: 8 times fewer bytes with all channels.
         if channels := shape[-1] * 8 // ratio:
-            half = {f"compress.{way}.method": "fp16" for way in ("up", "down")}
+            half = {f"compress.{way}.{key}": value for way in ("up", "down") for key, value in
+                    (("method", "fp16"), ("ratio", 1))}  # fmt: skip
             grid[f"bottlenet {ratio}x"] = half | {"model.bottleneck": channels}
     return {name: common | changes for name, changes in grid.items()}
 
@@ -177,7 +178,7 @@ def main() -> None:
     methods, shape = options.methods or METHODS, cut_shape(options.config)
     chosen = [name for name in cells(shape, tuple(options.ratios), options.epochs) if name.split()[0] in methods]
     runs.make(
-        f"accuracy_vs_bytes_{options.config}",
+        f"accuracy_vs_bytes_{options.config}" + (f"_{options.epochs}_epochs" if options.epochs else ""),
         options.config,
         cells(shape, epochs=options.epochs),
         dict.fromkeys(chosen, options.seeds),

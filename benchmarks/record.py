@@ -37,7 +37,9 @@ def write(name: str, rows: Any, *, seeds: Sequence[int]) -> Path:
     }
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(result, indent=2) + "\n")
+    partial.replace(path)  # a result that is cut short would be a result lost
     return path
 
 

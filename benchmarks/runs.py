@@ -1,6 +1,7 @@
 """Training runs of a benchmark, one process each: made once, resumed where they were stopped, kept in a table."""
 
 import concurrent.futures
+import datetime as dt
 import itertools
 import json
 import os
@@ -13,6 +14,9 @@ from typing import Any
 
 from record import RESULTS, commit, machine, versions, write
 
+from train import compression
+from train import config as configs
+
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "runs" / "benchmarks"
 """Where runs are kept by default."""
@@ -24,8 +28,28 @@ KEPT = (
 EVAL_KEPT = ("step", "accuracy", "accuracy_uncompressed", "total_up_bytes", "total_down_bytes", "total_link_seconds")
 
 
+ELSEWHERE = ("seed", "run_dir", "overwrite", "data.dir", "data.download", "train.resume")
+"""Config keys that do not say what a run is."""
+
+
 class RefusedError(Exception):
     """The program refused the settings; the message is its own."""
+
+
+def settings_of(config: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a run is made with: every value of the config and the overrides that is not the program's default.
+
+    Neither seed, nor where data and runs are kept, nor what a direction's method does not use.
+    """
+    values = configs.flat(configs.from_toml(ROOT / "configs" / f"{config}.toml")) | overrides
+    defaults = configs.flat(configs.Config())
+    unused = set(ELSEWHERE)
+    for way in ("up", "down"):
+        prefix = f"compress.{way}."
+        own = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
+        used = compression.used_keys(way, configs.DirectionConfig(**own))
+        unused |= {prefix + name for name in own if name not in used}
+    return {key: value for key, value in values.items() if key not in unused and value != defaults[key]}
 
 
 def run(
@@ -45,14 +69,16 @@ def run(
         RefusedError: no frame of the method fits the budget.
         CalledProcessError: the program failed in another way; its message is in the error.
     """
-    # Beside the folder, so that they are known of a run that was stopped as well.
-    settings, origin = run_dir.with_name(f"{run_dir.name}.json"), run_dir / "origin.json"
-    if run_dir.exists() and not (settings.exists() and json.loads(settings.read_text()) == overrides):
+    # Beside the folder, so that it is known of a run that was stopped as well.
+    about, settings = run_dir.with_name(f"{run_dir.name}.json"), settings_of(config, overrides)
+    known = json.loads(about.read_text()) if about.exists() else {}
+    if run_dir.exists() and known.get("settings") != settings:
         # Made with other settings: it is kept aside.
         run_dir.rename(next(old for n in itertools.count(1) if not (old := Path(f"{run_dir}.old{n}")).exists()))
-    settings.parent.mkdir(parents=True, exist_ok=True)
-    settings.write_text(json.dumps(overrides))
     if not (run_dir / "summary.json").exists():
+        about.parent.mkdir(parents=True, exist_ok=True)
+        known = {"settings": settings, "made_by": made_by()}
+        about.write_text(json.dumps(known))
         values = {**overrides, "seed": seed, "run_dir": run_dir, "train.resume": "true"}
         values |= {"data.dir": data_dir} if data_dir else {}
         values |= {key: traces / f"{value}.csv" for key, value in overrides.items() if traces and key == "link.trace"}
@@ -67,17 +93,23 @@ def run(
         if process.returncode:
             print(errors, file=sys.stderr)
             raise subprocess.CalledProcessError(process.returncode, command, stderr=errors)
-        origin.write_text(json.dumps(made_by()))
     summary = json.loads((run_dir / "summary.json").read_text())
     lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
     evals = [{key: line[key] for key in EVAL_KEPT} for line in lines if line["kind"] == "eval"]
     kept = {key: summary[key] for key in KEPT}
-    return kept | json.loads(origin.read_text()) | {"evals": evals}
+    return kept | known["made_by"] | {"evals": evals}
 
 
 def made_by() -> dict[str, Any]:
-    """Returns what tells runs of one table apart that were made in several places: commit, device, version of JAX."""
-    return {"commit": commit(), "device": machine()["device"], "jax": versions()["jax"]}
+    """Returns what tells runs of one table apart that were made in several places and at several times."""
+    found = machine()
+    return {
+        "commit": commit(),
+        "date": dt.datetime.now(dt.UTC).date().isoformat(),
+        "cpu": found["cpu"],
+        "device": found["device"],
+        "jax": versions()["jax"],
+    }
 
 
 def _text(value: Any) -> str:
@@ -126,8 +158,8 @@ def make(
 ) -> None:
     """Makes runs, seed by seed, and writes `benchmarks/results/TABLE.json` after every one.
 
-    A run that the file or `out` holds is never made again; what the file says of other cells is kept. A cell whose
-    settings the program refuses is noted as refused.
+    A run that the file or `out` holds, made with the same settings, is never made again; what the file says of other
+    cells is kept. A cell whose settings the program refuses is noted as refused.
 
     Args:
         table: the results file's name.
@@ -140,9 +172,10 @@ def make(
         traces: folder of the traces that the overrides name.
     """
     known = earlier(table)
+    settings = {name: settings_of(config, cells[name]) for name in chosen}
     # What was measured with other settings is measured anew.
     done = {
-        name: {run["seed"]: run for run in found.get("runs", [])} if found.get("overrides") == cells[name] else {}
+        name: {run["seed"]: run for run in found.get("runs", [])} if found.get("settings") == settings[name] else {}
         for name, found in ((name, known.get(name, {})) for name in chosen)
     }
     refused: dict[str, str] = {}
@@ -163,16 +196,26 @@ def make(
     wanted = [(name, seed) for seed in range(most) for name, num_seeds in chosen.items() if seed < num_seeds]
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         runs = {pool.submit(one_run, *key): key for key in wanted if key[1] not in done[key[0]]}
-        for finished in concurrent.futures.as_completed(runs):
-            name, seed = runs[finished]
-            summary = finished.result()
-            if summary is None:
-                print(f"{table}: {name}, refused: {refused[name]}", flush=True)
-                entry: dict[str, Any] = {"refused": refused[name]}
-            else:
-                done[name][seed] = summary
-                print(f"{table}: {name}, seed {seed}: accuracy {summary['accuracy']:.4f}", flush=True)
-                entry = cell(done[name])
-            known = earlier(table) | {name: {"overrides": cells[name]} | entry}
-            rows = {key: known[key] for key in cells if key in known}
-            write(table, {"config": config, "cells": rows}, seeds=list(range(most)))
+        try:
+            for finished in concurrent.futures.as_completed(runs):
+                name, seed = runs[finished]
+                summary = finished.result()
+                if summary is None:
+                    print(f"{table}: {name}, refused: {refused[name]}", flush=True)
+                    entry: dict[str, Any] = {"refused": refused[name]}
+                else:
+                    done[name][seed] = summary
+                    print(f"{table}: {name}, seed {seed}: accuracy {summary['accuracy']:.4f}", flush=True)
+                    entry = cell(done[name])
+                put(table, config, list(cells), name, {"settings": settings[name]} | entry)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # what is under way is resumed the next time
+            raise
+
+
+def put(table: str, config: str, order: list[str], name: str, entry: dict[str, Any]) -> None:
+    """Writes a cell into the table's file, in the place of what it had; other cells stay, those of no order last."""
+    known = earlier(table) | {name: entry}
+    rows = {key: known[key] for key in [*(key for key in order if key in known), *known]}
+    seeds = sorted({run["seed"] for found in rows.values() for run in found.get("runs", [])})
+    write(table, {"config": config, "cells": rows}, seeds=seeds)

@@ -25,6 +25,9 @@ def accuracy(rows: dict[str, Any]) -> list[list[str]]:
     cells = rows["cells"]
     table = [["cell", "seeds", "accuracy", "cut left alone", "ratio", "sent (up + down)"]]
     for name, cell in cells.items():
+        if "refused" in cell:
+            table.append([name, "", "no such frame", "", "", ""])
+            continue
         runs = cell["runs"]
         error = cell["accuracy_standard_error"]
         spread = "" if error is None else f" ± {100 * error:.2f}"
@@ -91,7 +94,8 @@ def accuracy_vs_bytes(rows: dict[str, Any]) -> list[list[str]]:
     """Returns the grid: a line a method, a column a ratio; accuracy, its standard error and the real ratio."""
     cells = rows["cells"]
     # A bottleneck's tensor is smaller: the ratio is to what crosses without any.
-    raw = sum(cells["none"]["runs"][0][f"raw_{way}_bytes"] for way in ("up", "down"))
+    raw = max((run["raw_up_bytes"] + run["raw_down_bytes"] for cell in cells.values() for run in cell.get("runs", [])),
+              default=0)  # fmt: skip
     ratios = sorted({int(name.split()[1][:-1]) for name in cells if " " in name})
 
     def text(cell: dict[str, Any] | None) -> str:
@@ -107,7 +111,7 @@ def accuracy_vs_bytes(rows: dict[str, Any]) -> list[list[str]]:
     methods = dict.fromkeys(name.split()[0] for name in cells if " " in name)
     table = [["method", *(f"{ratio}x" for ratio in ratios)]]
     table += [[method, *(text(cells.get(f"{method} {ratio}x")) for ratio in ratios)] for method in methods]
-    table.append(["none", text(cells["none"]), *[""] * (len(ratios) - 1)])
+    table.append(["none", text(cells.get("none")), *[""] * (len(ratios) - 1)])
     return table
 
 
@@ -198,11 +202,25 @@ def render(name: str) -> str:
     result = json.loads(path.read_text())
     header, *lines = shape_of(name)(result["rows"])
     table = [f"| {' | '.join(header)} |", "|" + "---|" * len(header), *(f"| {' | '.join(line)} |" for line in lines)]
-    machine = f"{result['machine']['cpu']}, {result['machine']['cores']} cores"
-    if (device := result["machine"]["device"]) != "cpu":
-        machine += f", {device}"
-    source = f"`{result['command']}`; {machine}; jax {result['versions']['jax']}; {result['date']}."
-    return "\n".join([*table, "", source, ""])
+    return "\n".join([*table, "", source(result), ""])
+
+
+def source(result: dict[str, Any]) -> str:
+    """Returns where a result comes from: the command, the machines, the versions of JAX, the dates.
+
+    A table of runs grows call by call: the command is that of the last one, the rest is of all runs that tell.
+    """
+    rows, machine = result["rows"], result["machine"]
+    runs = [run for cell in rows.get("cells", {}).values() if isinstance(cell, dict) for run in cell.get("runs", [])] \
+        if isinstance(rows, dict) else []  # fmt: skip
+    dates = sorted({run["date"] for run in runs if "date" in run} | {result["date"]})
+    cpus = sorted({run["cpu"] for run in runs if "cpu" in run} | {machine["cpu"]})
+    devices = sorted({run["device"] for run in runs if "device" in run} | {machine["device"]} - {"cpu"})
+    jax = sorted({run["jax"] for run in runs if "jax" in run} | {result["versions"]["jax"]})
+    command = f"`{result['command']}`" + (" (the last call)" if runs else "")
+    machines = [f"{' and '.join(cpus)}, {machine['cores']} cores", *(name for name in devices if name != "cpu")]
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    return f"{command}; {', '.join(machines)}; jax {', '.join(jax)}; {when}."
 
 
 def main() -> int:

@@ -1,9 +1,15 @@
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
+
+from nscjax.check import InputError
+from train import compression
+from train import config as configs
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
@@ -22,3 +28,53 @@ def test_a_result_says_where_it_comes_from(path):
     assert set(result) == {"command", "commit", "date", "machine", "versions", "seeds", "rows"}
     assert result["command"].startswith(("python benchmarks/", "python train/main.py"))
     assert result["rows"]
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """Imports a benchmark's module by its name."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module
+
+
+def test_only_methods_with_no_frame_so_small_are_refused_in_the_grid(benchmark):
+    """What the program would refuse for another reason would be told as that."""
+    shape = (16, 16, 32)
+    refused = set()
+    for name, overrides in benchmark("accuracy_vs_bytes").cells(shape).items():
+        channels = overrides.get("model.bottleneck")
+        spec = jax.ShapeDtypeStruct((128, *((8, 8, channels) if channels else shape)), "float32")
+        for way in ("up", "down"):
+            prefix = f"compress.{way}."
+            own = {key.removeprefix(prefix): value for key, value in overrides.items() if key.startswith(prefix)}
+            config = configs.DirectionConfig(**own)
+            view = compression.choose_view(way, config, spec, compression.cap_bytes(config, spec))
+            try:
+                compression.build(way, config, view, spec, 1000, 1 << 30)
+            except InputError:
+                refused.add(name)
+    coarse = {f"{method} {ratio}x" for method in ("power_quant", "uniform", "aq_sgd")
+              for ratio in (32, 64, 128, 256, 512, 1024)}  # fmt: skip
+    assert refused - coarse == {"c3_sl 256x", "c3_sl 512x", "c3_sl 1024x", "powersgd 512x", "powersgd 1024x"}
+    assert coarse <= refused
+
+
+def test_settings_of_a_run_are_those_that_count(benchmark):
+    settings_of = benchmark("runs").settings_of
+    plain = settings_of("cifar10_bench", {"compress.up.method": "identity", "compress.down.method": "identity"})
+    assert plain["compress.up.method"] == "identity"
+    assert not {"compress.up.ratio", "compress.up.view", "compress.up.max_rank"} & set(plain)
+    assert plain["train.epochs"] == 5
+    own = settings_of("cifar10_bench", {"compress.up.ratio": 256, "train.epochs": 3})
+    assert (own["compress.up.ratio"], own["compress.up.view"], own["train.epochs"]) == (256, "BC,hw", 3)
+
+
+def test_a_table_keeps_the_cells_that_are_not_asked_for(benchmark, monkeypatch, tmp_path):
+    runs, record = benchmark("runs"), benchmark("record")
+    for module in (runs, record):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
+    for name, seed in (("gone", 0), ("a", 0), ("b", 2)):
+        runs.put("table", "config", ["a", "b"], name, {"runs": [{"seed": seed}]})
+    result = json.loads((tmp_path / "table.json").read_text())
+    assert list(result["rows"]["cells"]) == ["a", "b", "gone"]
+    assert result["seeds"] == [0, 2]

@@ -432,14 +432,19 @@ def fingerprint(config: Config) -> str:
 
     `role`, `run_dir`, `predict`, `overwrite`, `remote`, `data.download` and `train.resume` do not count.
     """
-    values = _flatten(dataclasses.asdict(config))
+    values = flat(config)
     hashed = {key: value for key, value in values.items() if _counts(key)}
     return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
 
+def flat(config: Config) -> dict[str, Any]:
+    """Returns every value by its dotted key."""
+    return _flatten(dataclasses.asdict(config))
+
+
 def differing_keys(one: Config, other: Config) -> tuple[str, ...]:
     """Returns the dotted keys of all values that count for `fingerprint` and differ between two configs."""
-    ones, others = _flatten(dataclasses.asdict(one)), _flatten(dataclasses.asdict(other))
+    ones, others = flat(one), flat(other)
     return tuple(key for key in ones if _counts(key) and ones[key] != others[key])
 
 
@@ -449,7 +454,7 @@ def _counts(key: str) -> bool:
 
 def value(config: Config, key: str) -> Any:
     """Returns the value of a dotted key."""
-    return _flatten(dataclasses.asdict(config))[key]
+    return flat(config)[key]
 
 
 def resumed(config: Config) -> Config:
