@@ -101,6 +101,23 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
                 )
                 for places in ("learned", "cosines")
             },
+            **{
+                f"ratio {ratio} powersgd{name}": both(method="powersgd", ratio=ratio, max_rank=1 << 20, **settings)
+                for ratio in (32, 64, 128)
+                for name, settings in {
+                    "": {"view": "auto", "error_feedback": False},
+                    " slow": {"view": "BC,hw", "error_feedback": False},
+                    " with error feedback": {"view": "auto", "error_feedback": True},
+                }.items()
+            },
+            **{
+                f"ratio 256 {share} up": {
+                    key.replace("both", way): value
+                    for way, part in (("up", share), ("down", 1 - share))
+                    for key, value in {"compress.both.ratio": round(128 / part, 3)}.items()
+                }
+                for share in (0.3, 0.7)
+            },
             "at most 4 bits": both(factor_bits=4, view="auto"),
             "energy 0.9": both(energy=0.9, view="auto", max_rank=128),
         },

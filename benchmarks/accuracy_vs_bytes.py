@@ -35,7 +35,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "nsc_sl": {},
     "nsc_rd": {},
     "truncated_svd": {"view": "auto"},
-    "powersgd": {"error_feedback": False, "view": "auto"},
+    "powersgd": {"error_feedback": False},
     "dct": {},
     "sl_acc": {"groups": 8},
     "sl_fac": {"threshold": 0.6},
@@ -50,13 +50,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "c3_sl": {},
     "fp16": {},
 }
-"""What is not default, by method: by distortion on captured tensors (`benchmarks/peers.py --search`)."""
+"""What is not default, by method: by distortion on captured tensors (`benchmarks/peers.py --search`); views, and that
+PowerSGD has no error feedback here, by accuracy (table of settings)."""
 
 METHODS = ("none", *SETTINGS, "bottlenet")
 """All that the grid compares."""
 
-SUBVECTORS = {8: (2, 2), 16: (4, 4), 32: (32, 64), 64: (32, 64), **dict.fromkeys(RATIOS[4:], (64, 64))}
-"""FedLite's length of a subvector by ratio, up and down."""
+CODEBOOKS = {
+    8: ((2, 8), (2, 8)),
+    16: ((4, 8), (4, 8)),
+    32: ((16, 10), (32, 10)),
+    64: ((32, 10), (64, 10)),
+    **dict.fromkeys(RATIOS[4:], ((64, 8), (64, 8))),
+}
+"""FedLite's (length of a subvector, most bits of its code) by ratio, up and down."""
 
 IMAGES = {"cifar10": ((32, 32, 3), 10), "fashion_mnist": ((28, 28, 1), 10)}
 """Shape of an input and number of classes, by data set."""
@@ -117,16 +124,21 @@ def directions(
         limits: of the components, in the place of `most_components`.
     """
     limits = most_components(method, ratio, shape) if limits is None else limits
+    if method == "powersgd":
+        limits = limits | {"view": "BC,hw" if ratio >= 64 and len(shape) == 3 else "auto"}
     common = {"method": method, "ratio": ratio} | limits | SETTINGS[method]
     share = up_share(method, shape)
     if share != 0.5:
         up, down = (common | {"ratio": round(ratio / (2 * part), 3)} for part in (share, 1 - share))
         return up, down
     if method == "fedlite":
-        up, down = (common | {"subvector": min(length, math.prod(shape))} for length in SUBVECTORS[ratio])
+        up, down = (
+            common | {"subvector": min(length, math.prod(shape)), "most_bits": bits}
+            for length, bits in CODEBOOKS[ratio]
+        )
         return up, down
-    if method == "aq_sgd":  # the source compresses gradients as they are
-        return common, common | {"method": "uniform"}
+    if method == "sl_fac":  # with the uplink's the gradient is noise (its product with the activations, on captures)
+        return common, common | {"threshold": 0.3}
     if method == "splitfc" and ratio == min(RATIOS):
         common |= {"bits": 3}
     return common, common

@@ -89,7 +89,9 @@ def build(
         InputError: unknown method or view, or a budget below the least frame that carries anything.
     """
     cap = cap_bytes(config, spec)
-    compressor, settings = _method(config, view, spec, num_samples, cap)
+    # AQ-SGD keeps what it has sent of every sample's activations; gradients it sends as they are.
+    kept = 0 if name == "down" and config.method == "aq_sgd" else num_samples
+    compressor, settings = _method(config, view, spec, kept, cap)
     least = compressor.min_bytes(spec)
     budget = min(cap, largest_budget)
     if budget < least and config.method != "identity":
@@ -97,6 +99,9 @@ def build(
             f"compress.{name}: budget of a frame for a cut of {tuple(spec.shape)}", f"{budget} bytes",
             f"at least {least} bytes", _remedy(name, cap, least, measure.raw_bytes(spec.shape)),
         )  # fmt: skip
+    if compressor.penalty is not None and config.feedback == "per_sample":
+        remedy = f"Set compress.{name}.weight to 0 to train without the correction."
+        raise check.error(f"compress.{name}.feedback", "per_sample", f"another with {config.method}", remedy)
     wrapped = compress.with_feedback(compressor, config.feedback, decay=config.feedback_decay, num_samples=num_samples)
     return Direction(wrapped, cap, settings)
 

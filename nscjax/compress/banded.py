@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nscjax import layout, linalg
 from nscjax.compress import planes, water_filling
@@ -39,7 +40,8 @@ class Bands(NamedTuple):
         num_groups: g, at most `MOST_GROUPS`.
         forward: cut tensor as float32 -> rows [n, w].
         inverse: rows [n, w] -> cut tensor, float32.
-        group: `(rows, state) -> (int32 [n] in [0, g), state)`.
+        group: `(rows, state) -> (int32 [n] in [0, g), state)`, or int [n] where it follows from the shape and need not
+            cross.
         bits: `(rows, groups) -> (t -> int32 [n] in [0, 8])`, rising with the scalar t in [-1, 1].
         state: the first state of `group`.
     """
@@ -48,7 +50,7 @@ class Bands(NamedTuple):
     num_groups: int
     forward: Callable[[Array], Array]
     inverse: Callable[[Array], Array]
-    group: Callable[[Array, PyTree], tuple[Array, PyTree]]
+    group: Callable[[Array, PyTree], tuple[Array, PyTree]] | np.ndarray
     bits: Callable[[Array, Array], water_filling.BitsRule]
     state: PyTree = ()
 
@@ -59,7 +61,7 @@ class Banded:
 
     Attributes:
         rank: int32 scalar, how many planes are sent.
-        group: uint8 [n], the group of every row.
+        group: uint8 [n], the group of every row, or [0] where both ends know it.
         bits: uint8 [n], the bits of every row.
         low: float32 [g], least entry of every group.
         high: float32 [g], its largest.
@@ -92,8 +94,12 @@ class Banded:
             return f"its rows have {self.width!r} of {size} entries"
         if len(self.low.shape) != 1 or not 1 <= self.low.shape[0] <= MOST_GROUPS:
             return f"its ranges have shape {self.low.shape}; allowed: (1,) to ({MOST_GROUPS},)"
+        n = self.bits.shape[0] if len(self.bits.shape) == 1 else 0
+        if not 1 <= n <= size // self.width:
+            return f"its bits have shape {self.bits.shape}; allowed: (1,) to ({size // self.width},)"
+        sends_group = self.group.shape != (0,)
         return layout.arrays_problem(
-            self, _empty(layout.tensor_spec(self), (size // self.width, self.width), self.low.shape[0])
+            self, _empty(layout.tensor_spec(self), (n, self.width), self.low.shape[0], sends_group)
         )
 
 
@@ -106,7 +112,7 @@ def banded(see: Callable[[Shape], Bands]) -> Compressor:
 
     def template_of(spec):
         bands = see(tuple(spec.shape))
-        return _empty(spec, bands.size, bands.num_groups)
+        return _empty(spec, bands.size, bands.num_groups, callable(bands.group))
 
     def init(key, spec):
         del key
@@ -115,7 +121,7 @@ def banded(see: Callable[[Shape], Bands]) -> Compressor:
     def compress(x, enc_state, side):
         bands, template = see(x.shape), template_of(x)
         rows = bands.forward(x.astype(jnp.float32))
-        group, new_state = bands.group(rows, enc_state)
+        group, new_state = bands.group(rows, enc_state) if callable(bands.group) else (_known(bands.group), enc_state)
         # A message that is not finite must not spoil the state for all that follow.
         is_sound = jnp.all(jnp.isfinite(rows))
         enc_state = jax.tree.map(lambda new, old: jnp.where(is_sound, new, old), new_state, enc_state)
@@ -131,7 +137,7 @@ def banded(see: Callable[[Shape], Bands]) -> Compressor:
         fields = {
             # A tensor of constants needs no plane: one crosses all the same, for it is a message and not a skipped one.
             "rank": jnp.maximum(jnp.sum(bits_n, dtype=jnp.int32), jnp.minimum(affordable, 1)),
-            "group": group.astype(jnp.uint8),
+            "group": group.astype(jnp.uint8) if callable(bands.group) else jnp.zeros(0, jnp.uint8),
             "bits": bits_n.astype(jnp.uint8),
             "planes": planes.pack(codes, bits_n, MOST_BITS),
             **ranges,
@@ -140,13 +146,14 @@ def banded(see: Callable[[Shape], Bands]) -> Compressor:
 
     def decompress(payload, dec_state, side):
         del side
-        group, bits_n = payload.group.astype(jnp.int32), payload.bits.astype(jnp.int32)
+        bands, bits_n = see(payload.shape), payload.bits.astype(jnp.int32)
+        group = payload.group.astype(jnp.int32) if callable(bands.group) else _known(bands.group)
         codes = planes.unpack(payload.planes, bits_n, MOST_BITS, payload.width).astype(jnp.float32)
         ranges = {name: getattr(payload, name) for name in RANGES}
         low, high, mean = _levels(ranges, group, bits_n)
         last = planes.last_code(bits_n)[:, None]
         rows = jnp.where(bits_n[:, None] > 0, low + (high - low) * (codes / last), mean)
-        x_hat = see(payload.shape).inverse(jnp.where(payload.rank > 0, rows, 0.0))
+        x_hat = bands.inverse(jnp.where(payload.rank > 0, rows, 0.0))
         return x_hat.astype(layout.DTYPES[payload.dtype]), dec_state
 
     def min_bytes(spec):
@@ -160,7 +167,9 @@ def mean_squares(rows: Array) -> Array:
     return jnp.mean(jnp.square(rows / jnp.maximum(jnp.max(jnp.abs(rows)), jnp.finfo(jnp.float32).tiny)), axis=1)
 
 
-def frequencies(shape: Shape) -> tuple[Callable[[Array], Array], Callable[[Array], Array], Any, tuple[int, int]]:
+def frequencies(
+    shape: Shape, most: int | None = None
+) -> tuple[Callable[[Array], Array], Callable[[Array], Array], np.ndarray, tuple[int, int]]:
     """Returns (forward, inverse, order, (n, w)) of the DCT along the axes that have frequencies.
 
     Images [B, H, W, C] have them along H and W, tokens [B, T, D] along T, vectors [B, D] along D. `forward` gives rows
@@ -168,11 +177,13 @@ def frequencies(shape: Shape) -> tuple[Callable[[Array], Array], Callable[[Array
 
     Args:
         shape: a cut tensor's.
+        most: leaves out the frequencies of an order of this and above.
     """
     batch, *rest = shape
     height, width, channels = {1: (1, rest[0], 1), 2: (rest[0], 1, rest[-1])}.get(len(rest), tuple(rest))  # type: ignore[misc]
-    u, v = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
-    zigzag = jnp.argsort((u + v).reshape(-1), stable=True)
+    order = np.add.outer(np.arange(height), np.arange(width)).reshape(-1)
+    zigzag = np.argsort(order, kind="stable")
+    zigzag = zigzag[: None if most is None else int(np.sum(order < most))]
     vertical, horizontal = linalg.dct_matrix(height), linalg.dct_matrix(width)
     exact = jax.lax.Precision.HIGHEST
 
@@ -182,16 +193,21 @@ def frequencies(shape: Shape) -> tuple[Callable[[Array], Array], Callable[[Array
         return x.reshape(height * width, batch * channels)[zigzag]
 
     def inverse(rows):
-        rows = jnp.zeros_like(rows).at[zigzag].set(rows).reshape(height, width, batch, channels)
-        return jnp.einsum("uh,vw,uvbc->bhwc", vertical, horizontal, rows, precision=exact).reshape(shape)
+        whole = jnp.zeros((height * width, batch * channels), rows.dtype).at[zigzag].set(rows)
+        whole = whole.reshape(height, width, batch, channels)
+        return jnp.einsum("uh,vw,uvbc->bhwc", vertical, horizontal, whole, precision=exact).reshape(shape)
 
-    return forward, inverse, (u + v).reshape(-1)[zigzag], (height * width, batch * channels)
+    return forward, inverse, order[zigzag], (len(zigzag), batch * channels)
 
 
 def by_group(values: Array, group: Array, num_groups: int) -> Array:
     """Returns the mean of the values [n] over every group, [g]; 0 for a group without rows."""
     counts = jax.ops.segment_sum(jnp.ones(group.shape, jnp.float32), group, num_groups)
     return jax.ops.segment_sum(values, group, num_groups) / jnp.maximum(counts, 1)
+
+
+def _known(group: np.ndarray) -> Array:
+    return jnp.asarray(group, jnp.int32)
 
 
 def _ranges(rows: Array, group: Array, num_groups: int) -> dict[str, Array]:
@@ -222,11 +238,11 @@ def _levels(ranges: dict[str, Array], group: Array, bits_n: Array) -> tuple[Arra
     return jnp.maximum(low, mean - reach)[:, None], jnp.minimum(high, mean + reach)[:, None], mean[:, None]
 
 
-def _empty(spec: jax.ShapeDtypeStruct | Array, size: tuple[int, int], num_groups: int) -> Banded:
+def _empty(spec: jax.ShapeDtypeStruct | Array, size: tuple[int, int], num_groups: int, sends_group: bool) -> Banded:
     (n, width), limits = size, jax.ShapeDtypeStruct((num_groups,), jnp.float32)
     arrays: dict[str, Any] = {
         "rank": jax.ShapeDtypeStruct((), jnp.int32),
-        "group": jax.ShapeDtypeStruct((n,), jnp.uint8),
+        "group": jax.ShapeDtypeStruct((n * sends_group,), jnp.uint8),
         "bits": jax.ShapeDtypeStruct((n,), jnp.uint8),
         "planes": jax.ShapeDtypeStruct((MOST_BITS * n, -(-width // 8)), jnp.uint8),
         **dict.fromkeys(RANGES, limits),

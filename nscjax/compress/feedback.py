@@ -85,6 +85,7 @@ def delta(compressor: Compressor, num_samples: int) -> Compressor:
     With h_i the cache of sample i at both ends: x_i - h_i is sent as d_i, and h_i <- h_i + d_i. Ids below 0 name
     samples that no cache holds (those of an evaluation): they are sent whole. The caches take `num_samples` cut
     tensors of one sample, twice, and inside a step that may be undone they are copied: time grows with `num_samples`.
+    A penalty of the method's is left out: it would need what only the receiver knows.
 
     Args:
         compressor: any compressor.

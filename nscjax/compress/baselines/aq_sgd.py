@@ -2,24 +2,25 @@
 
 Source: Wang et al. 2022, "Fine-tuning language models over slow networks using activation quantization with
 guarantees", arXiv 2206.01299, and DS3Lab/AC-SGD (`compress/delta_modules.py`, `compress/fixpoint.py`): both ends keep
-what the receiver holds of every sample, the sender sends Q(x - held), Q cuts [-max, max] evenly. Departures: the first
-visit is compressed as all others are (the source sends it whole, over any budget); one scale a message, not one a
-token; the number of bits follows the budget; the caches are not compressed. It is meant for activations: gradients are
-compressed as they are, by `uniform` for one.
+what the receiver holds of every sample, the sender sends Q(x - held). Q has a scale for every feature, the largest
+magnitude over samples and places, and the levels k / 2**(b - 1), zero among them; gradients go through Q as they are.
+Departures: the first visit is compressed as all others are (the source sends it whole, over any budget); scales are
+float32 (half precision there); the number of bits follows the budget; the caches are not compressed.
 """
 
 import jax.numpy as jnp
 
 from nscjax.compress.base import Compressor
 from nscjax.compress.feedback import delta
-from nscjax.compress.scalar import scalar
+from nscjax.compress.scalar import WITH_ZERO, scalar
 
 
 def aq_sgd(*, num_samples: int = 1024, bits: int | None = None) -> Compressor:
-    """Returns the AQ-SGD compressor; `SideInfo.sample_ids` is needed.
+    """Returns the AQ-SGD compressor; `SideInfo.sample_ids` is needed where samples are kept.
 
     Args:
-        num_samples: how many training samples there are; the caches hold as many cut tensors of one sample.
+        num_samples: how many training samples there are; the caches hold as many cut tensors of one sample. 0 keeps
+            none: tensors are quantised as they are, as the source does with gradients.
         bits: of every entry, 1 to 8; by default as many as the budget affords.
 
     Raises:
@@ -28,12 +29,13 @@ def aq_sgd(*, num_samples: int = 1024, bits: int | None = None) -> Compressor:
 
     def fit(x, bits):
         del bits
-        return jnp.stack([jnp.max(jnp.abs(x)), jnp.zeros((), jnp.float32)])
+        return jnp.max(jnp.abs(x), axis=(0, 1))
 
-    def to_unit(x, params):
-        return (x / jnp.where(params[0] > 0, params[0], 1.0) + 1) / 2
+    def to_unit(x, scale):
+        return (x / jnp.where(scale > 0, scale, 1.0)[None, None] + 1) / 2
 
-    def from_unit(values, params):
-        return params[0] * (2 * values - 1)
+    def from_unit(values, scale):
+        return scale[None, None] * (2 * values - 1)
 
-    return delta(scalar(fit, to_unit, from_unit, bits), num_samples)
+    quantiser = scalar(fit, to_unit, from_unit, bits, place=WITH_ZERO, by_feature=True)
+    return delta(quantiser, num_samples) if num_samples else quantiser

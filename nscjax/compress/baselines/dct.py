@@ -6,7 +6,7 @@ whose range is the best for a Laplace distribution of the band's energy at that 
 1984, "Digital coding of waveforms", chapters 4 and 12 (uniform quantisers; zonal coding).
 """
 
-import jax.numpy as jnp
+import numpy as np
 
 from nscjax import check
 from nscjax.compress import water_filling
@@ -19,7 +19,7 @@ def dct(*, bands: int = MOST_GROUPS) -> Compressor:
     """Returns the zonal DCT coder.
 
     Args:
-        bands: the most that get bits, >= 1, the lowest frequencies first.
+        bands: the most that cross, >= 1, the lowest frequencies first.
 
     Raises:
         InputError: `bands` out of range.
@@ -27,15 +27,12 @@ def dct(*, bands: int = MOST_GROUPS) -> Compressor:
     check.count("bands", bands, 1)
 
     def see(shape):
-        forward, inverse, order, size = frequencies(shape)
-        num_groups = min(int(sum(shape[1:3])) if len(shape) == 4 else shape[1], MOST_GROUPS)
-        band = jnp.minimum(order, num_groups - 1).astype(jnp.int32)
+        forward, inverse, order, size = frequencies(shape, bands)
+        num_groups = min(int(order[-1]) + 1, MOST_GROUPS)
 
         def bits(rows, group):
-            energies = by_group(mean_squares(rows), group, num_groups)
-            sent = jnp.where(jnp.arange(num_groups) < bands, energies, 0.0)
-            return water_filling.by_energy(sent[group], MOST_BITS)
+            return water_filling.by_energy(by_group(mean_squares(rows), group, num_groups)[group], MOST_BITS)
 
-        return Bands(size, num_groups, forward, inverse, lambda _rows, state: (band, state), bits)
+        return Bands(size, num_groups, forward, inverse, np.minimum(order, num_groups - 1), bits)
 
     return banded(see)
