@@ -5,7 +5,9 @@
     python benchmarks/peers.py --search
 
 The captured tensors of each point in training are sent one after the other at every ratio; what counts is the mean over
-the warm messages. Methods have all the components that earn a bit: for the least distortion, and not, as in the grid,
+the warm messages. Every direction is alone, at the ratio that is said: what an uplink fixes for the gradient in
+training (a mask, a subspace) is not in it, and every message holds other samples, so that AQ-SGD never meets one again.
+Methods have all the components that earn a bit: for the least distortion, and not, as in the grid,
 for accuracy. The device part is compressing and decompressing one message each way, at 32x (8x or 1x where that is
 the highest that the method has); it is timed in turn with the uncompressed step. It writes
 `benchmarks/results/peers.json`. With `--search` it measures the distortion of every candidate setting instead, into
@@ -62,7 +64,7 @@ def direction(
 ) -> compression.Direction:
     """Returns one direction of a method with all its components; raises an `InputError` where no frame is so small."""
     settings = directions(method, ratio, spec.shape[1:], EVERY_COMPONENT.get(method, {}))[way]
-    config = configs.DirectionConfig(**settings | changes)
+    config = configs.DirectionConfig(**settings | {"ratio": ratio} | changes)
     view = views.resolve(config.view, spec.shape)
     return compression.build(("up", "down")[way], config, view, spec, num_messages * spec.shape[0], 1 << 30)
 

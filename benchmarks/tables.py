@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from time_to_target import digest
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
@@ -223,6 +225,16 @@ def source(result: dict[str, Any]) -> str:
     return f"{command}; {', '.join(machines)}; jax {', '.join(jax)}; {when}."
 
 
+def stale_times() -> list[str]:
+    """Returns the tables of times that were reckoned from another grid than the one that is there."""
+    found = []
+    for path in sorted(RESULTS.glob("time_to_target_*.json")):
+        rows = json.loads(path.read_text())["rows"]
+        if rows.get("grid") != digest(RESULTS / f"accuracy_vs_bytes_{rows['config']}.json"):
+            found.append(f"{path.stem} (run benchmarks/time_to_target.py)")
+    return found
+
+
 def main() -> int:
     """Fills the tables in; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -241,6 +253,7 @@ def main() -> int:
             stale.append(page.name)
             if not options.check:
                 page.write_text(filled)
+    stale += stale_times()
     print(f"out of date: {', '.join(stale)}" if stale else "up to date")
     return 1 if options.check and stale else 0
 

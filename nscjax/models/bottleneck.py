@@ -3,7 +3,8 @@
 Source: Shao and Zhang 2020, "BottleNet++: an end-to-end approach for feature compression in device-edge co-inference
 systems", arXiv 1910.14315, read through WesleyHsieh0806/C3-SL's re-implementation (`CIFAR10/BottleNet++/model.py`): a
 2x2 convolution of stride 2, batch norm and sigmoid; a transposed one, batch norm and ReLU; trained end to end, the
-gradient of the bottleneck goes back. Departure: no channel noise. What crosses is an ordinary cut tensor and may be
+gradient of the bottleneck goes back. Departures: no channel noise; its other encoder there, a 3x3 convolution that
+shrinks channels alone, is left out. What crosses is an ordinary cut tensor and may be
 compressed by any method; its float32 size is that of the bottleneck.
 """
 

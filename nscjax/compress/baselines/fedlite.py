@@ -69,7 +69,7 @@ def fedlite(
         subvector: entries of a subvector, >= 1, clipped to a sample's; a sample is padded to a multiple of it.
         bits: log2 of the number of centroids; by default as many as the budget affords.
         most_bits: the most bits that the budget may choose, 1 to 16: time and memory grow as 2**most_bits.
-        iterations: of K-means a message, >= 1.
+        iterations: of K-means a message, >= 1, after a first one that moves empty clusters.
         weight: lambda of the correction, >= 0; 0 leaves it out.
 
     Raises:

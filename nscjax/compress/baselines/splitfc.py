@@ -8,7 +8,8 @@ standard deviation, capped at 1; survivors are divided by their probability; log
 range up to a common level (the closed-form optimum), whole bits, `bits` a column on average; a column of 0 bits is sent
 as the middle of its range. Departures: exactly as many columns as the budget affords are drawn (systematic sampling,
 which has these probabilities); samples whose id is below 0 are evaluated: the columns of largest spread are kept, and
-nothing is divided.
+nothing is divided. The gradient's frame holds mask and weights again (a bit and two bytes a column), though its
+receiver has them: a few per cent more than the method needs.
 """
 
 import math
