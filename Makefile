@@ -24,9 +24,11 @@ demo: .venv
 
 # HOSTS: names and addresses by which the client finds the server, as in make certs HOSTS="gpu.example.org 10.0.0.5"
 HOSTS ?= localhost 127.0.0.1 ::1
+# CLIENTS: more clients, each with a folder of its own, as in make certs CLIENTS="ada grace"
+CLIENTS ?=
 
 certs: .venv/installed-remote
-	$(BIN)/python -m nscjax.remote.certs certs --hosts $(HOSTS)
+	$(BIN)/python -m nscjax.remote.certs certs --hosts $(HOSTS) --more $(CLIENTS)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -230,6 +230,8 @@ class RemoteConfig:
         serve: what the server is there for: `training`, or `predictions` with the finished run in its run_dir, until it
             is stopped.
         max_clients: clients that may ask for predictions, each known by its certificate, at least 1; a run has one.
+        max_calls: calls that the server takes at a time, at least 1; more are refused, and come again.
+        max_bytes: the largest message that the server takes, at least 1024: a batch of the cut as it is, twice.
     """
 
     address: str = "127.0.0.1:50551"
@@ -242,6 +244,8 @@ class RemoteConfig:
     labels_file: str = ""
     serve: Literal["training", "predictions"] = "training"
     max_clients: int = 16
+    max_calls: int = 4
+    max_bytes: int = 1 << 28
 
 
 @dataclasses.dataclass(frozen=True)
@@ -359,8 +363,9 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     (
         "a number >= 1",
         lambda value: value >= 1,
-        ("num_train", "num_test", "max_rank", "ratio", "log_every", "max_clients"),
+        ("num_train", "num_test", "max_rank", "ratio", "log_every", "max_clients", "max_calls"),
     ),
+    ("a number in [1024, 2**28]", lambda value: 1024 <= value <= 1 << 28, ("max_bytes",)),
     ("a number in [1, 2**31)", lambda value: 1 <= value < 2**31, ("epochs", "steps", "batch_size")),
     ("a number >= 0", lambda value: value >= 0, ("eval_every", "checkpoint_every", "mean_bits")),
     # Times and sizes that arise from these stay within float32.

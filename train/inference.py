@@ -15,7 +15,6 @@ import numpy as np
 
 from nscjax import check, remote, wire
 from nscjax.remote import envelope
-from nscjax.remote import grpc as transport
 from nscjax.types import PyTree
 from train import checkpoint, client, evaluate, messages, party, server
 from train import config as configs
@@ -98,11 +97,10 @@ def serve(config: Config) -> int:
     Raises:
         InputError: run folder, address or certificates cannot be used.
     """
-    certs = None if config.remote.plain_text else Path(config.remote.certs)
     terminal = Terminal(1, 0)
     desk = remote.Desk(Predictor(config, terminal).serve, config.remote.max_clients)
     with Signals() as signals:
-        door = transport.Server(config.remote.address, certs, server.MAX_CUT_BYTES, desk.handle)
+        door = server.open_door(config, desk)
         try:
             terminal.say(f"predictions of {config.run_dir} at {config.remote.address}; Ctrl-C ends it")
             while not signals.received:

@@ -47,9 +47,6 @@ MOST_BATCH_BYTES = wire.MAX_BYTES
 LINGER_S = 60.0
 """Seconds after a goodbye in which its answer can be asked for again."""
 
-MAX_CUT_BYTES = wire.MAX_BYTES
-"""The largest message that is taken before the cut's shape is known."""
-
 
 @threadpool_limits.wrap(limits=1, user_api="blas")
 def run(config: Config) -> int:
@@ -67,13 +64,13 @@ def run(config: Config) -> int:
     if is_finished and (Path(config.run_dir) / CLOSED).exists():
         print(f"{config.run_dir} holds the finished run: nothing to do.")
         return 0
-    certs = None if config.remote.plain_text else Path(config.remote.certs)
     server = Server(config)
     desk = remote.Desk(server.serve, on_fault=server.fail)
     with Signals() as signals:
-        door = transport.Server(config.remote.address, certs, MAX_CUT_BYTES, desk.handle)
+        door = open_door(config, desk)
         try:
-            server.say(f"listening on {config.remote.address}" + (", in plain text" if certs is None else ""))
+            in_plain_text = ", in plain text" if config.remote.plain_text else ""
+            server.say(f"listening on {config.remote.address}{in_plain_text}")
             if is_finished:
                 server.say("the run is finished; waiting for a client that has not heard of it")
                 server.leave_after(config.remote.patience_s)
@@ -84,6 +81,13 @@ def run(config: Config) -> int:
             door.close()
             server.close(bool(signals.received))
     return 128 + signals.received if signals.received else 0
+
+
+def open_door(config: Config, desk: remote.Desk) -> transport.Server:
+    """Returns a listener that hands requests to the desk, within the config's limits."""
+    limits = config.remote
+    certs = None if limits.plain_text else Path(limits.certs)
+    return transport.Server(limits.address, certs, limits.max_bytes, desk.handle, limits.max_calls)
 
 
 class Server:

@@ -10,7 +10,6 @@ import pytest
 
 from nscjax import check
 from nscjax.remote import Desk, certs
-from nscjax.remote import grpc as transport
 from tests.train.runs import made_folder
 from train import client, inference, main, server
 from train import config as configs
@@ -29,7 +28,7 @@ def free_address():
 def folder(tmp_path_factory):
     """A run of two parties, and its test inputs as a file."""
     path = made_folder(tmp_path_factory.mktemp("inference"))
-    certs.make(path / "certs")
+    certs.make(path / "certs", more=("ada",))
     address = free_address()
     serving = threading.Thread(target=server.run, args=(config_of(path, "server", address),))
     serving.start()
@@ -51,10 +50,10 @@ def config_of(folder, role, address, *more):
 
 @pytest.fixture
 def served(folder):
-    """The address of a server of predictions."""
+    """The address of a server of predictions for two clients."""
     address = free_address()
-    desk = Desk(inference.Predictor(config_of(folder, "server", address), Terminal(1, 0)).serve)
-    door = transport.Server(address, folder / "certs", 1 << 20, desk.handle)
+    config = config_of(folder, "server", address)
+    door = server.open_door(config, Desk(inference.Predictor(config, Terminal(1, 0)).serve, 2))
     yield address
     door.close()
 
@@ -71,6 +70,16 @@ def test_predictions_are_those_of_the_last_evaluation(folder, served, capsys):
             right = np.mean(classes == file["y_test"])
         summary = json.loads((folder / "client" / "summary.json").read_text())
         assert right == pytest.approx(summary["accuracy"])
+
+
+def test_every_client_is_known_by_its_certificate(folder, served, capsys):
+    certs.make(folder / "certs", more=("grace",))
+    assert asked(folder, served) == 0
+    assert asked(folder, served, "--remote.certs", str(folder / "certs" / "ada")) == 0
+    one, other = np.split(np.array(capsys.readouterr().out.split(), int), 2)
+    np.testing.assert_array_equal(one, other)
+    assert asked(folder, served, "--remote.certs", str(folder / "certs" / "grace")) == 2
+    assert "2 client(s) are in session already" in capsys.readouterr().err
 
 
 def test_a_local_command_predicts_with_both_halves(folder, capsys):

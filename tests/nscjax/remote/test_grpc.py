@@ -211,6 +211,18 @@ def test_certificates_are_made_once_and_keys_are_private(tmp_path):
     assert (tmp_path / "ca.pem").read_bytes() == before[tmp_path / "ca.pem"]
 
 
+def test_more_clients_have_folders_with_all_that_they_need(tmp_path):
+    made = certs.make(tmp_path, more=("ada", "grace"))
+    assert {path.name for path in (tmp_path / "ada").iterdir()} == {"ca.pem", "client.pem", "client.key"}
+    assert (tmp_path / "ada" / "ca.pem").read_bytes() == (tmp_path / "ca.pem").read_bytes()
+    assert certs._names(tmp_path / "grace" / "client.pem") == {"grace"}
+    assert tmp_path / "grace" / "client.key" in made
+    assert certs.make(tmp_path, more=("ada", "grace")) == []
+    for name in ("../ada", "", ".."):
+        with pytest.raises(InputError, match="name of a client"):
+            certs.make(tmp_path, more=(name,))
+
+
 def test_a_host_that_is_missing_is_added_to_the_servers_certificate(tmp_path):
     certs.make(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
