@@ -143,7 +143,9 @@ def _attempt(
                         checkpoints.save(step, state, {**log.counts(), "views": {}})
 
                 try:
-                    state = loop.train(state, client.advance, client.score, save, calendar, log, signals)
+                    state = loop.train(
+                        state, client.advance, client.score, save, calendar, log, signals, client.is_save_asked
+                    )
                 except journal.Broken as broken:
                     raise check.InputError(
                         f"step {log.totals.steps + 1}: not finite: {broken}. A lower train.learning_rate or a longer "
@@ -220,6 +222,11 @@ class Client:
         self._needs_ids = party.needs_ids(config) or not self._has_labels
         self._link = bandwidth.Bandwidth(share.setup.estimator, config.link.deadline_s, initial_mbps(config))
         self._eval = evaluate.make_parts(share.setup, config.train.batch_size, dataset.num_classes)
+        self._wants_save = False
+
+    def is_save_asked(self) -> bool:
+        """Returns whether the server, about to end, has asked for a checkpoint."""
+        return self._wants_save
 
     def advance(self, state: party.PartyState, step: int) -> tuple[party.PartyState, states.Metrics]:
         """Makes one step with the server."""
@@ -242,6 +249,7 @@ class Client:
         request |= dict(zip(("up_mbps", "down_mbps"), self._link.rates()))
         answer, exchange = self._session.ask("step", request, messages.ANSWERS["step"])
         self._on_answer()
+        self._wants_save = answer["wants_save"]
         if answer["broken"] >= 0:
             raise journal.Broken(states.TENSORS[answer["broken"] % len(states.TENSORS)])
         if len(answer["frame"]) > budgets[1] and self._config.compress.down.method != "identity":

@@ -211,6 +211,7 @@ def train(
     calendar: journal.Calendar,
     log: journal.Journal,
     signals: "Signals",
+    is_save_asked: Callable[[], bool] = lambda: False,
 ) -> Any:
     """Returns the state after the last step, or after the one at which a signal came.
 
@@ -222,6 +223,7 @@ def train(
         calendar: what happens when.
         log: of the run; says how many steps were made before.
         signals: that end the run.
+        is_save_asked: whether the last step has brought the wish for a checkpoint.
 
     Raises:
         Broken: a number was not finite; the last good state has been saved.
@@ -235,7 +237,8 @@ def train(
             pending = metrics
             # Looked at once: a signal that comes later in this step ends the run after the next.
             is_last = bool(signals.received)
-            is_eval_due, is_save_due = calendar.is_eval_due(step + 1), is_last or calendar.is_checkpoint_due(step + 1)
+            is_eval_due = calendar.is_eval_due(step + 1)
+            is_save_due = is_last or calendar.is_checkpoint_due(step + 1) or is_save_asked()
             if is_eval_due or is_save_due:
                 log.step(pending)
                 pending = None

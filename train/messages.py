@@ -36,7 +36,7 @@ ANSWERS: dict[str, Schema] = {
     "hello": {"step": int},
     "step": {
         "frame": bytes, "loss": float, "accuracy": float, "distortion": float, "rank": int, "broken": int,
-        "compute_s": float,
+        "compute_s": float, "wants_save": bool,
     },
     "grade": {},
     "scores": {
@@ -47,7 +47,8 @@ ANSWERS: dict[str, Schema] = {
     "close": {},
 }  # fmt: skip
 """The fields of every answer. `broken` is a position in `train.state.TENSORS`, or -1; `rank` is -1 for a method without
-one; `compute_s` are the seconds that the server was busy with it."""
+one; `compute_s` are the seconds that the server was busy with it; `wants_save` says that the server is about to end,
+and that a `save` should come before the next step."""
 
 PREDICTION_REQUESTS: dict[str, Schema] = {
     "open": {

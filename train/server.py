@@ -44,6 +44,9 @@ MOST_CLASSES = 1 << 20
 MOST_BATCH_BYTES = wire.MAX_BYTES
 """The most bytes of a batch of inputs, in float32: its shapes are gone through."""
 
+PARTING_S = 10.0
+"""Seconds that a client without an answer has to save a checkpoint, when the server is asked to end."""
+
 LINGER_S = 60.0
 """Seconds after a goodbye in which its answer can be asked for again."""
 
@@ -77,6 +80,8 @@ def run(config: Config) -> int:
             while not (server.is_done.wait(0.2) or signals.received):
                 server.raise_problem()
             server.raise_problem()
+            if signals.received:
+                server.end_together(PARTING_S)
         finally:
             door.close()
             server.close(bool(signals.received))
@@ -106,6 +111,7 @@ class Server:
         self._state: Any = None
         self._common = 0
         self._timer: threading.Timer | None = None
+        self._is_ending = False
         self._answered_at, self._waiting_s = time.monotonic(), 0.0
         self._terminal: Terminal | None = None
         self._metrics: run_folder.MetricsFile | None = None
@@ -122,6 +128,14 @@ class Server:
         """Raises what the run folder or the config could not be used for."""
         if self._problem is not None:
             raise self._problem
+
+    def end_together(self, seconds: float) -> None:
+        """Waits until the client has saved a checkpoint as well, as long as it goes on asking."""
+        if self._share is None or self.is_done.is_set():
+            return
+        self._is_ending = True
+        while not self.is_done.wait(0.2) and time.monotonic() < self._answered_at + seconds:
+            pass
 
     def close(self, is_stopped: bool) -> None:
         """Saves what there is, where a signal ended the run, and puts the terminal back."""
@@ -289,7 +303,7 @@ class Server:
         broken = next((place for place, fine in checked.items() if not fine), -1)
         if broken >= 0:
             return {"frame": b"", "loss": 0.0, "accuracy": 0.0, "distortion": 0.0, "rank": -1, "broken": broken,
-                    "compute_s": time.monotonic() - started}  # fmt: skip
+                    "compute_s": time.monotonic() - started, "wants_save": False}  # fmt: skip
         reply = wire.encode(answered.payload)
         self._state = party.PartyState(moved, optimiser, mirror, state.step + 1)
         arrived: Any = (len(frame), measure.rank(payload), None, measure.is_skipped(payload))
@@ -310,7 +324,8 @@ class Server:
         self._terminal.step(line, self._totals.ratio(measure.raw_bytes(made.spec.shape)))
         rank = -1 if line["down_rank"] is None else line["down_rank"]
         return {"frame": reply, "loss": float(loss), "accuracy": float(accuracy), "distortion": float(distortion),
-                "rank": rank, "broken": -1, "compute_s": time.monotonic() - started}  # fmt: skip
+                "rank": rank, "broken": -1, "compute_s": time.monotonic() - started,
+                "wants_save": self._is_ending}  # fmt: skip
 
     def _grade(
         self, *, step: int, batch: int, frame: bytes, smashed: bytes, labels: bytes, num_real: int
@@ -380,6 +395,8 @@ class Server:
             counts = {"totals": dataclasses.asdict(self._totals), "last_eval": {}, "views": {}}
             checkpoints.save(step, self._state, counts)
         self._common = step
+        if self._is_ending:
+            self.leave_after(0.2)  # the reply goes out first
         return {"saved": True}
 
     def _goodbye(self, *, step: int, digest: str, summary: str) -> dict[str, Any]:

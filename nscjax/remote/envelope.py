@@ -9,7 +9,7 @@ from typing import Any
 
 import msgpack
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Version of the messages; both parties must have the same."""
 
 MOST_FIELDS, MOST_ENTRIES = 32, 4096

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -186,6 +188,37 @@ def test_a_run_goes_on_after_its_server_was_killed_and_its_client_too(folder, mo
     steps = [line["step"] for line in lines(folder / "killed-client", "train")]
     assert steps == list(range(1, 13))
     assert [line["step"] for line in lines(folder / "killed-server", "train")] == steps
+
+
+def test_a_server_that_is_asked_to_end_has_its_client_save_as_well(folder, monkeypatch):
+    """Both go on where the server ended, and not at the checkpoint before."""
+    address, made = free_address(), []
+    words = argv(folder, "ended-server", address, "--role", "server", "--train.resume", "true")
+    servers: list[subprocess.Popen] = []
+
+    def start():
+        servers.append(
+            subprocess.Popen([sys.executable, "-m", "train.main", *words], cwd=ROOT, env=child_environment())
+        )
+
+    start()
+    advance = client.Client.advance
+
+    def advance_and_end(self, state, step):
+        made.append(step)
+        if step == 5:
+            servers[0].send_signal(signal.SIGINT)
+            time.sleep(0.5)
+            threading.Thread(target=lambda: servers[0].wait(60) == 130 and start()).start()
+        return advance(self, state, step)
+
+    monkeypatch.setattr(client.Client, "advance", advance_and_end)
+    assert client.run(config_of(folder, "ended-client", address, "--role", "client")) == 0
+    assert servers[1].wait(60) == 0
+    # The one that the server did not answer is asked again.
+    assert sorted(set(made)) == list(range(12))
+    assert len(made) <= 13
+    assert [line["step"] for line in lines(folder / "ended-client", "train")] == list(range(1, 13))
 
 
 def test_budgets_follow_the_link_that_the_client_measures(folder):
