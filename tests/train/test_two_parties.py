@@ -104,24 +104,16 @@ def test_the_cut_left_alone_is_graded_where_that_was_asked_for(folder):
 
 def test_what_differs_between_the_configs_is_named(folder):
     address = free_address()
-    listening = threading.Thread(target=_serve_for_a_while, args=(folder, address))
-    listening.start()
+    own = config_of(folder, "differs-server", address, "--role", "server")
+    door = server.open_door(own, server.remote.Desk(server.Server(own).serve))
     other = ("--role", "client", "--train.learning_rate", "0.5", "--compress.up.max_rank", "3")
     with pytest.raises(check.InputError) as caught:
         client.run(config_of(folder, "differs-client", address, *other))
+    door.close()
     told = str(caught.value)
     assert "compress.up.max_rank (3 at the client, 6 here)" in told
     assert "train.learning_rate (0.5 at the client, 0.05 here)" in told
     assert not (folder / "differs-client").exists()
-    listening.join()
-
-
-def _serve_for_a_while(folder, address):
-    chosen = config_of(folder, "differs-server", address, "--role", "server")
-    made = server.Server(chosen)
-    door = server.transport.Server(address, folder / "certs", 1 << 20, server.remote.Desk(made.serve).handle)
-    made.is_done.wait(6)
-    door.close()
 
 
 def test_a_server_that_never_comes_is_one_clear_error(folder):
