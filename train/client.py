@@ -160,7 +160,7 @@ def _attempt(
                 answer, _ = session.ask("goodbye", goodbye, messages.ANSWERS["goodbye"])
                 found |= journal.digests(digest, answer["digest"])
                 found |= {"envelope_up_bytes": session.sent_bytes, "envelope_down_bytes": session.received_bytes}
-        about = {"architecture": architecture_of(config, dataset), "num_train": len(dataset.x_train)}
+        about = {"architecture": architecture_of(config, dataset), "of": party.facts(dataset)}
         about |= inputs_of(share.setup.inputs, dataset)
         checkpoint.save_half(folder / "halves" / "client", (state.party.params, state.party.state), about)
         run_folder.write_whole(folder / "summary.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
@@ -175,9 +175,8 @@ def _attempt(
 def hello(config: Config, dataset: Dataset, saved: list[int]) -> dict[str, Any]:
     """Returns the request that opens a session: what the client is about, and the steps of which it has checkpoints."""
     return {
-        "protocol": remote.PROTOCOL, "config": configs.to_toml(config), "sample_shape": list(dataset.x_train.shape[1:]),
-        "is_image": dataset.x_train.dtype == np.uint8, "num_train": len(dataset.x_train),
-        "num_test": len(dataset.x_test), "num_classes": dataset.num_classes, "saved": saved,
+        "protocol": remote.PROTOCOL, "config": configs.to_toml(config), **party.facts(dataset),
+        "num_test": len(dataset.x_test), "saved": saved,
     }  # fmt: skip
 
 

@@ -37,23 +37,23 @@ def ask(config: Config) -> int:
     """
     folder = Path(config.run_dir)
     _, about = checkpoint.load_half(folder / "halves" / "client")
-    if "num_train" not in about:
+    if "of" not in about:
         raise check.error("run_dir", config.run_dir, "the folder of a run with role 'client'")
     shape, is_image = tuple(about["shape"]), about["mean"] is not None
     x = stream.memory_map(config.predict)
-    if x.shape[1:] != shape or len(x) == 0 or (x.dtype == np.uint8) != is_image:
-        kind = "uint8 images" if is_image else "numbers"
+    is_kind = x.dtype == np.uint8 if is_image else np.issubdtype(x.dtype, np.floating)
+    if x.shape[1:] != shape or len(x) == 0 or not is_kind:
+        kind = "uint8" if is_image else "floats"
         raise check.error(config.predict, f"{x.dtype} {x.shape}", f"at least one sample of shape {shape}, {kind}")
-    dataset = party.hollow(shape, is_image, about["num_train"], about["architecture"]["num_classes"])
+    dataset = party.hollow(**about["of"])
     if is_image:
         dataset = dataset._replace(mean=np.asarray(about["mean"], np.float32), std=np.asarray(about["std"], np.float32))
     step, share, state = _finished(config, dataset, "client")
     parts = evaluate.make_parts(share.setup, config.train.batch_size, dataset.num_classes)
-    opening = {
-        "protocol": remote.PROTOCOL, "config": configs.to_toml(config), "step": step, "sample_shape": list(shape),
-        "is_image": is_image, "num_train": about["num_train"], "num_classes": dataset.num_classes,
-    }  # fmt: skip
-    with client.conversation(config, share) as way, Terminal(len(x), 0, "predicting") as terminal:
+    opening = {"protocol": remote.PROTOCOL, "config": configs.to_toml(config), "step": step, **about["of"]}
+    # A bar among the lines of one and the same screen would be in their way.
+    terminal = Terminal(len(x), 0, "predicting", has_bar=not sys.stdout.isatty())
+    with client.conversation(config, share) as way, terminal:
         session = remote.Session(
             way, _run_of(folder), timeout_s=config.remote.timeout_s, patience_s=config.remote.patience_s,
             on_waiting=terminal.say,
@@ -77,7 +77,10 @@ def _ask(
         # The last batch is filled up with samples from the start, as in an evaluation.
         ids = np.arange(batch * batch_size, (batch + 1) * batch_size)
         num_real = int(np.sum(ids < len(x)))
-        payload, enc = parts.send(state.party, enc, np.asarray(x[ids % len(x)]), np.int32(batch))
+        inputs = np.asarray(x[ids % len(x)])
+        if not np.all(np.isfinite(inputs)):
+            raise check.error("inputs", f"not finite, from sample {ids[0]} on", "finite numbers")
+        payload, enc = parts.send(state.party, enc, inputs, np.int32(batch))
         frame = wire.encode(jax.device_get(payload))
         request = {"batch": batch, "frame": frame, "num_real": num_real}
         answer, _ = session.ask("predict", request, messages.PREDICTION_ANSWERS["predict"])
@@ -114,12 +117,20 @@ class Predictor:
     """The server's end: answers from the newest checkpoint, and changes nothing."""
 
     def __init__(self, config: Config, terminal: Terminal) -> None:
-        """Looks whether there is a finished run; what it holds is loaded when the first client has told its shapes."""
+        """Loads the run.
+
+        Raises:
+            InputError: `run_dir` holds no finished run of a server's.
+        """
         folder = Path(config.run_dir)
-        if not (folder / "halves" / "server").is_dir():
+        _, about = checkpoint.load_half(folder / "halves" / "server")
+        if "of" not in about:
             raise check.error("run_dir", config.run_dir, "the folder of a finished run with role 'server'")
         self._config, self._terminal, self._run = config, terminal, _run_of(folder)
-        self._loaded: tuple[dict[str, Any], int, party.Share, party.PartyState, evaluate.Parts] | None = None
+        self._facts = about["of"]
+        dataset = party.hollow(**self._facts)
+        self._step, self._share, self._state = _finished(config, dataset, "server")
+        self._parts = evaluate.make_parts(self._share.setup, config.train.batch_size, dataset.num_classes)
         self._receivers: dict[str, PyTree] = {}
 
     def serve(self, name: str, run: str, kind: str, fields: dict[str, Any]) -> Mapping[str, Any]:
@@ -140,28 +151,24 @@ class Predictor:
         if protocol != remote.PROTOCOL:
             raise remote.EnvelopeError(f"the client speaks protocol {protocol}, the server {remote.PROTOCOL}")
         server.require_same(self._config, configs.from_toml(config))
-        if self._loaded is None or self._loaded[0] != facts:
-            dataset = server.shapes(self._config.train.batch_size, **facts)
-            own, share, state = _finished(self._config, dataset, "server")
-            parts = evaluate.make_parts(share.setup, self._config.train.batch_size, dataset.num_classes)
-            self._loaded = facts, own, share, state, parts
-            self._receivers.clear()
-        _, own, _, state, _ = self._loaded
-        if step != own:
-            raise remote.EnvelopeError(f"the client's half is of step {step}, the server's of {own}")
-        self._receivers[name] = state.party.up
+        if facts != self._facts:
+            raise remote.EnvelopeError(f"the client's data are {facts!r:.300}; the run's were {self._facts}")
+        if step != self._step:
+            raise remote.EnvelopeError(f"the client's half is of step {step}, the server's of {self._step}")
+        self._receivers[name] = self._state.party.up
         self._terminal.say(f"client {name}")
         return {}
 
     def _predict(self, name: str, *, batch: int, frame: bytes, num_real: int) -> dict[str, Any]:
-        if self._loaded is None or name not in self._receivers:
+        if name not in self._receivers:
             raise remote.StrayedError("the server has not met this client")
-        _, _, share, state, parts = self._loaded
-        size = share.spec.shape[0]
+        size = self._share.spec.shape[0]
         if not (0 <= batch < 2**31 // size and 1 <= num_real <= size):
             raise remote.EnvelopeError(f"batch {batch} has {num_real} samples; allowed: 1 to {size}")
-        payload = wire.decode(frame, like=share.up_payload)
-        self._receivers[name], classes = parts.classify(state.party, self._receivers[name], payload, np.int32(batch))
+        payload = wire.decode(frame, like=self._share.up_payload)
+        self._receivers[name], classes = self._parts.classify(
+            self._state.party, self._receivers[name], payload, np.int32(batch)
+        )
         return {"classes": messages.int32_bytes(classes[:num_real])}
 
 

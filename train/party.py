@@ -87,6 +87,16 @@ def share(config: Config, dataset: Dataset, role: str, num_steps: int) -> Share:
     )
 
 
+def facts(dataset: Dataset) -> dict[str, Any]:
+    """Returns what the server has to know of the client's data, JSON-ready: the arguments of `hollow`."""
+    return {
+        "sample_shape": list(dataset.x_train.shape[1:]),
+        "is_image": dataset.x_train.dtype == np.uint8,
+        "num_train": len(dataset.x_train),
+        "num_classes": dataset.num_classes,
+    }
+
+
 def hollow(sample_shape: Sequence[int], is_image: bool, num_train: int, num_classes: int) -> Dataset:
     """Returns a data set of these shapes that holds nothing and takes no memory: of the other party's data."""
     x = np.broadcast_to(np.zeros((), np.uint8 if is_image else np.float32), (num_train, *sample_shape))

@@ -409,7 +409,7 @@ class Server:
         own = journal.params_sha256(self._state.party.params)
         found = {**_summary(summary), **journal.digests(digest, own)}
         folder = Path(self._config.run_dir)
-        about = {"architecture": architecture_of(self._config, self._dataset)}
+        about = {"architecture": architecture_of(self._config, self._dataset), "of": party.facts(self._dataset)}
         checkpoint.save_half(folder / "halves" / "server", (self._state.party.params, self._state.party.state), about)
         run_folder.write_whole(folder / "summary.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
         sent = byte_size(self._totals.up_bytes), byte_size(self._totals.down_bytes)

@@ -20,7 +20,7 @@ def waiting(what: str) -> AbstractContextManager:
 class Terminal:
     """Progress and messages on stderr, the closing table on stdout. On a pipe the bar is left out, lines remain."""
 
-    def __init__(self, num_steps: int, done: int, doing: str = "training") -> None:
+    def __init__(self, num_steps: int, done: int, doing: str = "training", *, has_bar: bool = True) -> None:
         """Makes the bar for `num_steps` steps, of which `done` were made before; `doing` is what they are of."""
         self._console = Console(stderr=True)
         self._progress = Progress(
@@ -37,7 +37,9 @@ class Terminal:
         # Below the bar, so that both fit a terminal of 80 columns.
         self._numbers = Text("compiling", style="dim", overflow="ellipsis", no_wrap=True)
         shown = Group(self._progress, self._numbers)
-        self._live = Live(shown, console=self._console, refresh_per_second=10) if self._console.is_terminal else None
+        self._live = (
+            Live(shown, console=self._console, refresh_per_second=10) if has_bar and self._console.is_terminal else None
+        )
 
     def __enter__(self) -> "Terminal":
         """Starts the bar."""
