@@ -28,8 +28,12 @@ EVAL_EVERY = 100
 UNLIMITED_RANK = 1 << 20
 """`max_rank` out of the way: the trainer clips it to what the budget can reach."""
 
-FEW = ("nsc_sl", "nsc_rd", "truncated_svd", "dct")
-"""Methods that send at most a sixteenth of an image's places, by accuracy (table of settings)."""
+FEW = {"nsc_sl": 8, "nsc_rd": 8, "truncated_svd": 8, "dct": 8, "powersgd": 32}
+"""Methods that send at most a sixteenth of an image's places, by accuracy (table of settings), and the most bits of a
+number."""
+
+SLOW = {"nsc_sl": {"view": "BC,hw"}, "powersgd": {"view": "BC,hw"}, "nsc_rd": {"places": "slow"}}
+"""How a method's components are among slow cosines."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "nsc_sl": {},
@@ -86,22 +90,23 @@ def cut_shape(config: str) -> tuple[int, ...]:
 def most_components(method: str, ratio: int, shape: tuple[int, ...]) -> dict[str, Any]:
     """Returns how a method's components are limited: of images to a sixteenth of the places.
 
-    Ours are among slow cosines. The bands of `dct` are those of so many frequencies, and of no more than the budget
-    affords at 4 bits an entry: by what `nsc_sl` does itself, and as its own best (table of settings).
+    Those of low rank are among slow cosines (`truncated_svd`, the bound of the factorisation, in the whole view). The
+    bands of `dct` are those of so many frequencies, and of no more than the budget affords at 4 bits an entry: by what
+    `nsc_sl` does itself, and as its own best (table of settings).
     """
     if method not in FEW or len(shape) != 3:
         return {"max_rank": UNLIMITED_RANK}
     places = shape[0] * shape[1]
     most = max(places // 16, 1)
     if method != "dct":
-        return {"max_rank": most} | {"nsc_sl": {"view": "BC,hw"}, "nsc_rd": {"places": "slow"}}.get(method, {})
+        return {"max_rank": most} | SLOW.get(method, {})
     most = max(min(most, places * 32 // (4 * ratio)), 1)
     return {"bands": (math.isqrt(8 * most + 1) - 1) // 2}  # n diagonals of a square hold n (n + 1) / 2 of it
 
 
 def has_more_to_send(method: str, ratio: int, shape: tuple[int, ...]) -> bool:
-    """Whether a frame of this ratio is smaller than all that a method may send, at 8 bits an entry."""
-    return method not in FEW or len(shape) != 3 or ratio >= 4 * 16
+    """Whether a frame of this ratio is smaller than all that a method may send."""
+    return method not in FEW or len(shape) != 3 or ratio >= 16 * 32 // FEW[method]
 
 
 def up_share(method: str, shape: tuple[int, ...]) -> float:
@@ -124,8 +129,6 @@ def directions(
         limits: of the components, in the place of `most_components`.
     """
     limits = most_components(method, ratio, shape) if limits is None else limits
-    if method == "powersgd":
-        limits = limits | {"view": "BC,hw" if ratio >= 64 and len(shape) == 3 else "auto"}
     common = {"method": method, "ratio": ratio} | limits | SETTINGS[method]
     share = up_share(method, shape)
     if share != 0.5:
