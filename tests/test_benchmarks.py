@@ -59,7 +59,6 @@ def test_only_methods_with_no_frame_so_small_are_refused_in_the_grid(benchmark):
         "c3_sl 256x",
         "c3_sl 512x",
         "c3_sl 1024x",
-        "powersgd 256x",
         "powersgd 512x",
         "powersgd 1024x",
         "sl_acc 1024x",
