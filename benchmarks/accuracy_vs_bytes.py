@@ -28,7 +28,7 @@ EVAL_EVERY = 100
 UNLIMITED_RANK = 1 << 20
 """`max_rank` out of the way: the trainer clips it to what the budget can reach."""
 
-FEW = {"nsc_sl": 8, "nsc_rd": 8, "truncated_svd": 8, "dct": 8, "powersgd": 32}
+FEW = {"nsc_sl": 8, "nsc_rd": 8, "truncated_svd": 8, "dct": 8, "powersgd": 16}
 """Methods that send at most a sixteenth of an image's places, by accuracy (table of settings), and the most bits of a
 number."""
 
