@@ -179,6 +179,23 @@ def two_parties(rows: dict[str, Any]) -> list[list[str]]:
     return table
 
 
+def fuzz(rows: dict[str, Any]) -> list[list[str]]:
+    """Returns what became of changed frames and conversations."""
+    table = [["what", "number", "taken", "refused", "crashes", "longest", "memory grown"]]
+    for name, row in rows.items():
+        taken, refused = (
+            (row.get("decoded", 0), row.get("refused", 0))
+            if name == "frames"
+            else (f"{row.get('request done', 0):,} requests",
+                  f"{row.get('request refused', 0) + row.get('request strayed', 0):,} requests")
+        )  # fmt: skip
+        told = [value if isinstance(value, str) else f"{value:,}" for value in (taken, refused)]
+        bad = row.get("crash", 0) + row.get("unchanged one refused", 0)
+        table.append([name, f"{row['count']:,}", *told, str(bad), f"{row['longest_seconds']:.2f} s",
+                      f"{row['memory_grown_bytes'] / 1e6:.0f} MB"])  # fmt: skip
+    return table
+
+
 SHAPES: dict[str, Callable[[Any], list[list[str]]]] = {
     "step": step,
     "factorise": factorise,
@@ -188,6 +205,7 @@ SHAPES: dict[str, Callable[[Any], list[list[str]]]] = {
     "peers": peers,
     "resnet18_epochs": epochs,
     "two_parties": two_parties,
+    "fuzz": fuzz,
 }
 
 
