@@ -112,9 +112,7 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
             },
             **{
                 f"ratio 256 {share} up": {
-                    key.replace("both", way): value
-                    for way, part in (("up", share), ("down", 1 - share))
-                    for key, value in {"compress.both.ratio": round(128 / part, 3)}.items()
+                    f"compress.{way}.ratio": round(128 / part, 3) for way, part in (("up", share), ("down", 1 - share))
                 }
                 for share in (0.3, 0.7)
             },

@@ -16,6 +16,7 @@ ends with a report of its own at the first crash.
 import argparse
 import contextlib
 import dataclasses
+import functools
 import io
 import random
 import resource
@@ -41,6 +42,7 @@ ODD = (-1, 0, 1, 2**31, 2**63, -(2**63), 0.0, float("nan"), float("inf"), "", "x
 """Values for a field that expects another one."""
 
 
+@functools.cache
 def frames() -> list[bytes]:
     """Returns the stored frames, one of every payload."""
     return [path.read_bytes() for path in sorted(GOLDEN.glob("*.frame"))]

@@ -148,9 +148,7 @@ class Predictor:
         return answer
 
     def _open(self, name: str, *, protocol: int, config: str, step: int, **facts: Any) -> dict[str, Any]:
-        if protocol != remote.PROTOCOL:
-            raise remote.EnvelopeError(f"the client speaks protocol {protocol}, the server {remote.PROTOCOL}")
-        server.require_same(self._config, configs.from_toml(config))
+        server.agreed(self._config, protocol, config)
         if facts != self._facts:
             raise remote.EnvelopeError(f"the client's data are {facts!r:.300}; the run's were {self._facts}")
         if step != self._step:
@@ -162,9 +160,7 @@ class Predictor:
     def _predict(self, name: str, *, batch: int, frame: bytes, num_real: int) -> dict[str, Any]:
         if name not in self._receivers:
             raise remote.StrayedError("the server has not met this client")
-        size = self._share.spec.shape[0]
-        if not (0 <= batch < 2**31 // size and 1 <= num_real <= size):
-            raise remote.EnvelopeError(f"batch {batch} has {num_real} samples; allowed: 1 to {size}")
+        server.require_batch(batch, num_real, self._share.spec.shape[0])
         payload = wire.decode(frame, like=self._share.up_payload)
         self._receivers[name], classes = self._parts.classify(
             self._state.party, self._receivers[name], payload, np.int32(batch)

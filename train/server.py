@@ -190,10 +190,7 @@ class Server:
         saved: list,
     ) -> dict[str, Any]:
         """Compares what both parties are about, and agrees on the newest step that both have."""
-        if protocol != remote.PROTOCOL:
-            raise remote.EnvelopeError(f"the client speaks protocol {protocol}, the server {remote.PROTOCOL}")
-        theirs = configs.from_toml(config)
-        require_same(self._config, theirs)
+        theirs = agreed(self._config, protocol, config)
         dataset = shapes(self._config.train.batch_size, sample_shape, is_image, num_train, num_classes)
         self._require_labels(theirs.remote.labels, dataset, num_test)
         own = self._own_steps(run)
@@ -335,8 +332,7 @@ class Server:
         assert made is not None
         self._require_at(step)
         size = made.spec.shape[0]
-        if not (0 <= batch < 2**31 // size and 1 <= num_real <= size):
-            raise remote.EnvelopeError(f"batch {batch} has {num_real} samples; allowed: 1 to {size}")
+        require_batch(batch, num_real, size)
         if batch == 0:
             self._grading = self._state.party.up, evaluate.no_sums(self._dataset.num_classes)
         elif self._grading is None:
@@ -446,13 +442,23 @@ def _own_labels(config: Config) -> tuple[np.ndarray, np.ndarray] | None:
     return load_labels(Path(config.remote.labels_file), config.data)
 
 
-def require_same(own: Config, other: Config) -> None:
-    """Raises an `EnvelopeError` that names what differs between the parties' configs."""
+def agreed(own: Config, protocol: int, text: str) -> Config:
+    """Returns the client's config; raises an `EnvelopeError` that names what differs from the server's, or protocol."""
+    if protocol != remote.PROTOCOL:
+        raise remote.EnvelopeError(f"the client speaks protocol {protocol}, the server {remote.PROTOCOL}")
+    other = configs.from_toml(text)
     differing = [key for key in configs.differing_keys(own, other) if not key.startswith(LOCAL_KEYS)]
     if differing:
         told = ", ".join(f"{key} ({configs.value(other, key)!r} at the client, {configs.value(own, key)!r} here)"
                          for key in differing)  # fmt: skip
         raise remote.EnvelopeError(f"the parties' configs differ: {told}")
+    return other
+
+
+def require_batch(batch: int, num_real: int, size: int) -> None:
+    """Raises an `EnvelopeError` unless there is such a batch of at most `size` samples."""
+    if not (0 <= batch < 2**31 // size and 1 <= num_real <= size):
+        raise remote.EnvelopeError(f"batch {batch} has {num_real} samples; allowed: 1 to {size}")
 
 
 def shapes(batch_size: int, sample_shape: list, is_image: bool, num_train: int, num_classes: int) -> Dataset:

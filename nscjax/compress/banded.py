@@ -181,20 +181,22 @@ def frequencies(
     """
     batch, *rest = shape
     height, width, channels = {1: (1, rest[0], 1), 2: (rest[0], 1, rest[-1])}.get(len(rest), tuple(rest))  # type: ignore[misc]
-    order = np.add.outer(np.arange(height), np.arange(width)).reshape(-1)
+    # No index of a frequency is larger than the sum of both.
+    rows, columns = (min(size, most or size) for size in (height, width))
+    order = np.add.outer(np.arange(rows), np.arange(columns)).reshape(-1)
     zigzag = np.argsort(order, kind="stable")
     zigzag = zigzag[: None if most is None else int(np.sum(order < most))]
-    vertical, horizontal = linalg.dct_matrix(height), linalg.dct_matrix(width)
+    vertical, horizontal = linalg.dct_matrix(height)[:rows], linalg.dct_matrix(width)[:columns]
     exact = jax.lax.Precision.HIGHEST
 
     def forward(x):
         x = x.reshape(batch, height, width, channels)
         x = jnp.einsum("uh,vw,bhwc->uvbc", vertical, horizontal, x, precision=exact)
-        return x.reshape(height * width, batch * channels)[zigzag]
+        return x.reshape(rows * columns, batch * channels)[zigzag]
 
-    def inverse(rows):
-        whole = jnp.zeros((height * width, batch * channels), rows.dtype).at[zigzag].set(rows)
-        whole = whole.reshape(height, width, batch, channels)
+    def inverse(sent):
+        whole = jnp.zeros((rows * columns, batch * channels), sent.dtype).at[zigzag].set(sent)
+        whole = whole.reshape(rows, columns, batch, channels)
         return jnp.einsum("uh,vw,uvbc->bhwc", vertical, horizontal, whole, precision=exact).reshape(shape)
 
     return forward, inverse, order[zigzag], (len(zigzag), batch * channels)

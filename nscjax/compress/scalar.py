@@ -7,6 +7,7 @@ at most one bit, and every sample gets at least one.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -122,10 +123,9 @@ def num_cells(bits: Array) -> Array:
 
 def _empty(spec: jax.ShapeDtypeStruct | Array, num_params: int) -> Quantised:
     batch, width = spec.shape[0], math.prod(spec.shape[1:])
-    return Quantised(
-        rank=jax.ShapeDtypeStruct((), jnp.int32),  # type: ignore[arg-type]
-        params=jax.ShapeDtypeStruct((num_params,), jnp.float32),  # type: ignore[arg-type]
-        planes=jax.ShapeDtypeStruct((MOST_BITS * batch, -(-width // 8)), jnp.uint8),  # type: ignore[arg-type]
-        shape=tuple(spec.shape),
-        dtype=layout.DTYPES.index(str(spec.dtype)),
-    )
+    arrays: dict[str, Any] = {
+        "rank": jax.ShapeDtypeStruct((), jnp.int32),
+        "params": jax.ShapeDtypeStruct((num_params,), jnp.float32),
+        "planes": jax.ShapeDtypeStruct((MOST_BITS * batch, -(-width // 8)), jnp.uint8),
+    }
+    return Quantised(**arrays, shape=tuple(spec.shape), dtype=layout.DTYPES.index(str(spec.dtype)))

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import socket
 from collections import Counter
 from pathlib import Path
 
@@ -48,6 +49,13 @@ checkpoint_every = 4
 
 TRACE = "time_s,mbit_per_s\n0,0.02\n0.2,0.006\n0.4,0.012\n0.6,0.0038\n1.0,0.009\n1.3,0.004\n"
 """With a deadline of 0.1 s: budgets from below one component (about 50 bytes) to all that `SMALL` can send."""
+
+
+def free_address():
+    """Returns a free address of this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 @contextlib.contextmanager

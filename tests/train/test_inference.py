@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import threading
 
 import numpy as np
@@ -10,18 +9,12 @@ import pytest
 
 from nscjax import check
 from nscjax.remote import Desk, certs
-from tests.train.runs import made_folder
+from tests.train.runs import free_address, made_folder
 from train import client, inference, main, server
 from train import config as configs
 from train.terminal import Terminal
 
 pytestmark = pytest.mark.usefixtures("quick")
-
-
-def free_address():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 @pytest.fixture(scope="module")
