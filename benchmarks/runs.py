@@ -159,7 +159,8 @@ def make(
     """Makes runs, seed by seed, and writes `benchmarks/results/TABLE.json` after every one.
 
     A run that the file or `out` holds, made with the same settings, is never made again; what the file says of other
-    cells is kept. A cell whose settings the program refuses is noted as refused.
+    cells is kept. A cell whose settings the program refuses is noted as refused. Where a run
+    fails the others are made all the same.
 
     Args:
         table: the results file's name.
@@ -170,6 +171,9 @@ def make(
         jobs: runs at a time, each on its share of the cores.
         out: where the runs are kept.
         traces: folder of the traces that the overrides name.
+
+    Raises:
+        SystemExit: runs failed; their messages are on stderr, and the same command tries them again.
     """
     known = earlier(table)
     settings = {name: settings_of(config, cells[name]) for name in chosen}
@@ -179,6 +183,7 @@ def make(
         for name, found in ((name, known.get(name, {})) for name in chosen)
     }
     refused: dict[str, str] = {}
+    failed = []
     free = shares(jobs)
 
     def one_run(name: str, seed: int) -> dict[str, Any] | None:
@@ -199,7 +204,12 @@ def make(
         try:
             for finished in concurrent.futures.as_completed(runs):
                 name, seed = runs[finished]
-                summary = finished.result()
+                try:
+                    summary = finished.result()
+                except subprocess.CalledProcessError:
+                    print(f"{table}: {name}, seed {seed}: failed", flush=True)
+                    failed.append(f"{name}, seed {seed}")
+                    continue
                 if summary is None:
                     print(f"{table}: {name}, refused: {refused[name]}", flush=True)
                     entry: dict[str, Any] = {"refused": refused[name]}
@@ -211,6 +221,8 @@ def make(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # what is under way is resumed the next time
             raise
+    if failed:
+        raise SystemExit(f"{len(failed)} runs of {table} failed: {'; '.join(failed)}")
 
 
 def put(table: str, config: str, order: list[str], name: str, entry: dict[str, Any]) -> None:
