@@ -153,16 +153,6 @@ def peers(rows: dict[str, Any]) -> list[list[str]]:
     return table
 
 
-def epochs(rows: dict[str, Any]) -> list[list[str]]:
-    """Returns a line a cell: the accuracy after every epoch."""
-    cells = rows["cells"]
-    table = [["cell", *(f"epoch {epoch}" for epoch in range(1, rows["epochs"] + 1))]]
-    for name, evals in cells.items():
-        found = [f"{100 * line['accuracy']:.2f} %" for line in evals]
-        table.append([name, *found, *[""] * (rows["epochs"] - len(found))])
-    return table
-
-
 def two_parties(rows: dict[str, Any]) -> list[list[str]]:
     """Returns what a message and a step cost, and how messages fare on a recorded link."""
     table = [["what", "measured", "beside it", "ratio"]]
@@ -203,7 +193,6 @@ SHAPES: dict[str, Callable[[Any], list[list[str]]]] = {
     "accuracy_vs_bytes": accuracy_vs_bytes,
     "time_to_target": time_to_target,
     "peers": peers,
-    "resnet18_epochs": epochs,
     "two_parties": two_parties,
     "fuzz": fuzz,
 }
