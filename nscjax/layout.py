@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import msgpack
 import numpy as np
 
+from nscjax import check
 from nscjax.types import Array, PyTree, Shape
 
 MAGIC = b"NS"
@@ -49,6 +50,12 @@ DTYPES = (
     "float64",
 )
 """The dtypes that may cross; a dtype's position is its code in the header. Append only."""
+
+
+def dtype_code(dtype: Any) -> int:
+    """Returns a dtype's code in frames; raises an `InputError` for one that may not cross."""
+    return DTYPES.index(check.one_of("dtype of what crosses", str(dtype), DTYPES))
+
 
 PAYLOADS: dict[int, type] = {}
 """Payload classes by tag. A tag is for ever: golden frames hold it."""
@@ -153,7 +160,7 @@ def array_specs(payload: PyTree) -> Iterator[tuple[dataclasses.Field, jax.ShapeD
 def header(payload: PyTree) -> bytes:
     """Returns the msgpack header of `payload`: it depends on shapes, dtypes and metadata alone, never on values."""
     entries = [getattr(payload, field.name) for field in static_fields(type(payload))]
-    entries += [[DTYPES.index(str(spec.dtype)), *spec.shape] for _, spec in array_specs(payload)]
+    entries += [[dtype_code(spec.dtype), *spec.shape] for _, spec in array_specs(payload)]
     return msgpack.packb(entries)
 
 

@@ -32,6 +32,8 @@ from train.terminal import Terminal
 MOST_RESTARTS = 1000
 """How often a run may have to go on from a checkpoint because its server was started anew."""
 
+RESUME = "--train.resume true goes on from the last checkpoint"
+
 
 @threadpool_limits.wrap(limits=1, user_api="blas")
 def run(config: Config) -> int:
@@ -62,18 +64,19 @@ def run(config: Config) -> int:
             if not signals.received:
                 raise
             # There is no one to save a checkpoint with.
-            print("stopped; --train.resume true goes on from the last checkpoint", file=sys.stderr)
+            print(f"stopped; {RESUME}", file=sys.stderr)
             return 128 + signals.received
     raise check.error("restarts of the server in one run", MOST_RESTARTS, f"fewer than {MOST_RESTARTS}")
 
 
 @contextlib.contextmanager
-def conversation(config: Config, share: party.Share) -> Iterator[remote.Transport]:
+def conversation(config: Config, share: party.Share, remedy: str = RESUME) -> Iterator[remote.Transport]:
     """Opens the way to the server; what goes wrong on it is an `InputError` that says what to do.
 
     Args:
         config: of the client.
         share: of the run.
+        remedy: what to do when the server is back.
     """
     certs = None if config.remote.plain_text else Path(config.remote.certs)
     way: remote.Transport = transport.Client(
@@ -87,8 +90,7 @@ def conversation(config: Config, share: party.Share) -> Iterator[remote.Transpor
         yield way
     except (remote.UnreachableError, remote.RefusedError) as problem:
         raise check.InputError(
-            f"remote.address: {problem}. Start the server, or look at its address and certificates; "
-            "--train.resume true goes on from the last checkpoint."
+            f"remote.address: {problem}. Start the server, or look at its address and certificates; {remedy}."
         ) from None
     except AnswerError as problem:
         raise check.InputError(f"the server refused: {problem}") from None
@@ -217,6 +219,7 @@ class Client:
         x, y, x_test, y_test = map(jnp.asarray, (dataset.x_train, dataset.y_train, dataset.x_test, dataset.y_test))
         self._test = x_test, y_test
         self._batch_of = loop.batches_on_device(config, x, y, calendar.steps_per_epoch)
+        self._next_batch: tuple[int, Any] | None = None
         self._has_labels = config.remote.labels == "client"
         self._needs_ids = party.needs_ids(config) or not self._has_labels
         self._link = bandwidth.Bandwidth(share.setup.estimator, config.link.deadline_s, initial_mbps(config))
@@ -230,7 +233,7 @@ class Client:
     def advance(self, state: party.PartyState, step: int) -> tuple[party.PartyState, states.Metrics]:
         """Makes one step with the server."""
         made, number = self._share, np.int32(step)
-        x, y, ids = self._batch_of(step)
+        x, y, ids = self._taken(step)
         budgets = self._link.budgets(made.setup.caps)
         up, down = map(np.int32, budgets)
         payload, pending, sender = made.parts.send(state.party, number, x, ids, up)
@@ -239,6 +242,7 @@ class Client:
             raise journal.Broken(states.TENSORS[0])
         # Under way while the server computes.
         echoed, mirror = made.echo(payload, pending.smashed, state.mirror, number, ids, up)
+        self._next_batch = step + 1, self._batch_of(step + 1)
         frame = wire.encode(values)
         request = {
             "step": step, "frame": frame, "labels": messages.int32_bytes(y) if self._has_labels else b"",
@@ -267,13 +271,18 @@ class Client:
         )  # fmt: skip
         return party.PartyState(moved, optimiser, mirror, state.step + 1), states.Metrics(*metrics)
 
+    def _taken(self, step: int) -> Any:
+        """Returns the batch of a step: the one taken ahead, unless the run has gone back since."""
+        if self._next_batch is None or self._next_batch[0] != step:
+            return self._batch_of(step)
+        return self._next_batch[1]
+
     def score(self, state: party.PartyState) -> dict[str, Any]:
         """Returns the fields of an evaluation, graded by the server."""
         num_samples = len(self._test[0])
         num_batches = num_eval_steps(num_samples, self._config.train.batch_size)
-        enc, num_bytes = state.party.up, 0
-        for batch in range(num_batches):
-            shown, enc, _ = self._eval.present(state.party, enc, *self._test, np.int32(batch))
+        num_bytes = 0
+        for batch, shown in enumerate(one_ahead(self._presented(state.party, num_batches))):
             payload, smashed, labels, mask = shown
             frame = wire.encode(payload)
             num_bytes += len(frame)
@@ -290,3 +299,19 @@ class Client:
         # JSON has no word for a loss that is not finite, nor has the wire.
         loss = math.nan if answer["loss"] is None else answer["loss"]
         return {**answer, "loss": loss, "eval_up_bytes": num_bytes}
+
+    def _presented(self, own: split.Party, num_batches: int) -> Iterator[evaluate.Presented]:
+        """Yields what crosses of every batch of the test split, as soon as its computation is under way."""
+        enc = own.up
+        for batch in range(num_batches):
+            shown, enc, _ = self._eval.present(own, enc, *self._test, np.int32(batch))
+            yield shown
+
+
+def one_ahead(items: Iterator[Any]) -> Iterator[Any]:
+    """Yields every item when the one after it has been begun: the device computes it while this one is sent."""
+    item = next(items)
+    for after in items:
+        yield item
+        item = after
+    yield item

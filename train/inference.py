@@ -53,7 +53,7 @@ def ask(config: Config) -> int:
     opening = {"protocol": remote.PROTOCOL, "config": configs.to_toml(config), "step": step, **about["of"]}
     # A bar among the lines of one and the same screen would be in their way.
     terminal = Terminal(len(x), 0, "predicting", has_bar=not sys.stdout.isatty())
-    with client.conversation(config, share) as way, terminal:
+    with client.conversation(config, share, "then ask again") as way, terminal:
         session = remote.Session(
             way, _run_of(folder), timeout_s=config.remote.timeout_s, patience_s=config.remote.patience_s,
             on_waiting=terminal.say,
@@ -72,15 +72,21 @@ def _ask(
     num_classes: int, terminal: Terminal,
 ) -> int:  # fmt: skip
     """Prints the classes, batch by batch; returns the frames' bytes."""
-    enc, num_bytes = state.party.up, 0
-    for batch in range(num_eval_steps(len(x), batch_size)):
-        # The last batch is filled up with samples from the start, as in an evaluation.
-        ids = np.arange(batch * batch_size, (batch + 1) * batch_size)
-        num_real = int(np.sum(ids < len(x)))
-        inputs = np.asarray(x[ids % len(x)])
-        if not np.all(np.isfinite(inputs)):
-            raise check.error("inputs", f"not finite, from sample {ids[0]} on", "finite numbers")
-        payload, enc = parts.send(state.party, enc, inputs, np.int32(batch))
+
+    def payloads():
+        enc = state.party.up
+        for batch in range(num_eval_steps(len(x), batch_size)):
+            # The last batch is filled up with samples from the start, as in an evaluation.
+            ids = np.arange(batch * batch_size, (batch + 1) * batch_size)
+            inputs = np.asarray(x[ids % len(x)])
+            if not np.all(np.isfinite(inputs)):
+                raise check.error("inputs", f"not finite, from sample {ids[0]} on", "finite numbers")
+            payload, enc = parts.send(state.party, enc, inputs, np.int32(batch))
+            yield payload
+
+    num_bytes = 0
+    for batch, payload in enumerate(client.one_ahead(payloads())):
+        num_real = min(batch_size, len(x) - batch * batch_size)
         frame = wire.encode(jax.device_get(payload))
         request = {"batch": batch, "frame": frame, "num_real": num_real}
         answer, _ = session.ask("predict", request, messages.PREDICTION_ANSWERS["predict"])

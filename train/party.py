@@ -107,8 +107,9 @@ def hollow(sample_shape: Sequence[int], is_image: bool, num_train: int, num_clas
 
 def needs_ids(config: Config) -> bool:
     """Returns whether a method needs to know which samples a batch holds."""
-    directions = config.compress.up, config.compress.down
-    return any(direction.feedback == "per_sample" or direction.method == "aq_sgd" for direction in directions)
+    up, down = config.compress.up, config.compress.down
+    # Gradients are AQ-SGD's without its caches.
+    return "per_sample" in (up.feedback, down.feedback) or up.method == "aq_sgd"
 
 
 def _first(setup: states.Setup, spec: jax.ShapeDtypeStruct, role: str, half: Half) -> PartyState:

@@ -249,4 +249,4 @@ def _empty(spec: jax.ShapeDtypeStruct | Array, size: tuple[int, int], num_groups
         "planes": jax.ShapeDtypeStruct((MOST_BITS * n, -(-width // 8)), jnp.uint8),
         **dict.fromkeys(RANGES, limits),
     }
-    return Banded(**arrays, shape=tuple(spec.shape), dtype=layout.DTYPES.index(str(spec.dtype)), width=width)
+    return Banded(**arrays, shape=tuple(spec.shape), dtype=layout.dtype_code(spec.dtype), width=width)

@@ -314,7 +314,7 @@ def empty(spec: jax.ShapeDtypeStruct | Array, view: str, most_bits: int, max_ran
         "left": jax.ShapeDtypeStruct((top * most_bits, -(-m // 8)), jnp.uint8),
         "right": jax.ShapeDtypeStruct((top * most_bits, -(-n // 8)), jnp.uint8),
     }
-    dtype = layout.DTYPES.index(str(spec.dtype))
+    dtype = layout.dtype_code(spec.dtype)
     return LowRank(**arrays, shape=tuple(spec.shape), dtype=dtype, view=name, most_bits=most_bits)
 
 
@@ -327,7 +327,7 @@ def _empty_coefficients(spec: jax.ShapeDtypeStruct | Array, view: str, most_bits
         "bits": jax.ShapeDtypeStruct((max_rank,), jnp.uint8),
         "rows": jax.ShapeDtypeStruct((max_rank * most_bits, -(-long // 8)), jnp.uint8),
     }
-    dtype = layout.DTYPES.index(str(spec.dtype))
+    dtype = layout.dtype_code(spec.dtype)
     return Coefficients(**arrays, shape=tuple(spec.shape), dtype=dtype, view=name, most_bits=most_bits)
 
 

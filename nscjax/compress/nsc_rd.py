@@ -483,7 +483,7 @@ def _is_whole(payload: Coded) -> Array:
 
 def _empty(spec: jax.ShapeDtypeStruct | Array, k: int, j: int, places: str) -> Coded:
     """Returns the payload's layout for cut tensors of `spec` with K and J rows."""
-    sizes, dtype = _sizes_of(spec.shape, k, j, places), layout.DTYPES.index(str(spec.dtype))
+    sizes, dtype = _sizes_of(spec.shape, k, j, places), layout.dtype_code(spec.dtype)
     arrays: dict[str, Any] = {
         **dict.fromkeys(("rank", "moved", "step", "size"), jax.ShapeDtypeStruct((), jnp.int32)),
         **dict.fromkeys(("version", "peak"), jax.ShapeDtypeStruct((), jnp.float32)),

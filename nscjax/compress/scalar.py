@@ -128,4 +128,4 @@ def _empty(spec: jax.ShapeDtypeStruct | Array, num_params: int) -> Quantised:
         "params": jax.ShapeDtypeStruct((num_params,), jnp.float32),
         "planes": jax.ShapeDtypeStruct((MOST_BITS * batch, -(-width // 8)), jnp.uint8),
     }
-    return Quantised(**arrays, shape=tuple(spec.shape), dtype=layout.DTYPES.index(str(spec.dtype)))
+    return Quantised(**arrays, shape=tuple(spec.shape), dtype=layout.dtype_code(spec.dtype))

@@ -202,5 +202,5 @@ def _empty_values(spec: jax.ShapeDtypeStruct | Array) -> SparseValues:
         scale=jax.ShapeDtypeStruct((), jnp.float32),  # type: ignore[arg-type]
         values=jax.ShapeDtypeStruct((width, batch), jnp.float16),  # type: ignore[arg-type]
         shape=tuple(spec.shape),
-        dtype=layout.DTYPES.index(str(spec.dtype)),
+        dtype=layout.dtype_code(spec.dtype),
     )

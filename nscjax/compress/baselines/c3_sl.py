@@ -105,4 +105,4 @@ def _empty(spec: jax.ShapeDtypeStruct | Array) -> Superposed:
         "scale": jax.ShapeDtypeStruct((batch,), jnp.float32),
         "sums": jax.ShapeDtypeStruct((batch, width), jnp.float16),
     }
-    return Superposed(**arrays, shape=tuple(spec.shape), dtype=layout.DTYPES.index(str(spec.dtype)))
+    return Superposed(**arrays, shape=tuple(spec.shape), dtype=layout.dtype_code(spec.dtype))

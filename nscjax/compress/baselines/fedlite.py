@@ -180,4 +180,4 @@ def _empty(spec: jax.ShapeDtypeStruct | Array, subvector: int, most: int) -> Cod
         "centroids": jax.ShapeDtypeStruct((1 << most, subvector), jnp.float16),
         "codes": jax.ShapeDtypeStruct((most, -(-num_points // 8)), jnp.uint8),
     }
-    return Codebook(**arrays, shape=tuple(spec.shape), dtype=layout.DTYPES.index(str(spec.dtype)), subvector=subvector)
+    return Codebook(**arrays, shape=tuple(spec.shape), dtype=layout.dtype_code(spec.dtype), subvector=subvector)

@@ -62,4 +62,4 @@ def _empty(spec: jax.ShapeDtypeStruct | Array) -> Half:
         "scale": jax.ShapeDtypeStruct((1,), jnp.float32),
         "values": jax.ShapeDtypeStruct((1, *spec.shape), jnp.float16),
     }
-    return Half(**arrays, shape=tuple(spec.shape), dtype=layout.DTYPES.index(str(spec.dtype)))
+    return Half(**arrays, shape=tuple(spec.shape), dtype=layout.dtype_code(spec.dtype))

@@ -118,4 +118,4 @@ def _empty(spec: jax.ShapeDtypeStruct | Array, view: str, max_rank: int) -> Fact
         "left": jax.ShapeDtypeStruct((top, m), jnp.float16),
         "right": jax.ShapeDtypeStruct((top, n), jnp.float16),
     }
-    return Factors(**arrays, shape=tuple(spec.shape), dtype=layout.DTYPES.index(str(spec.dtype)), view=name)
+    return Factors(**arrays, shape=tuple(spec.shape), dtype=layout.dtype_code(spec.dtype), view=name)

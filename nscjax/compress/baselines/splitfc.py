@@ -199,4 +199,4 @@ def _empty(spec: jax.ShapeDtypeStruct | Array, bits: int) -> Columns:
         "column_bits": jax.ShapeDtypeStruct((width,), jnp.uint8),
         "planes": jax.ShapeDtypeStruct((width, bits, -(-batch // 8)), jnp.uint8),
     }
-    return Columns(**arrays, shape=tuple(spec.shape), dtype=layout.DTYPES.index(str(spec.dtype)))
+    return Columns(**arrays, shape=tuple(spec.shape), dtype=layout.dtype_code(spec.dtype))

@@ -192,6 +192,21 @@ def test_a_missing_certificate_is_named(tmp_path):
         transport.Client("127.0.0.1:1", tmp_path, MAX_BYTES)
 
 
+@pytest.mark.parametrize("damaged", ["ca.pem", "server.pem", "server.key"])
+def test_a_damaged_certificate_is_told_from_an_address(tmp_path, damaged):
+    certs.make(tmp_path)
+    (tmp_path / damaged).write_bytes((tmp_path / damaged).read_bytes()[:100])
+    with pytest.raises(InputError, match=r"remote.certs .* damaged or do not belong together"):
+        transport.Server("127.0.0.1:0", tmp_path, MAX_BYTES, lambda request, name: request)
+
+
+def test_a_key_of_another_certificate_is_told(tmp_path):
+    certs.make(tmp_path)
+    (tmp_path / "client.key").write_bytes((tmp_path / "server.key").read_bytes())
+    with pytest.raises(InputError, match=r"of client.*damaged or do not belong together"):
+        transport.Client("127.0.0.1:1", tmp_path, MAX_BYTES)
+
+
 def test_an_address_that_is_taken_is_refused(server, folder):
     with pytest.raises(InputError, match=r"remote.address"):
         transport.Server(server, folder, MAX_BYTES, lambda request, name: request)
