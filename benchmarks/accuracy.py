@@ -116,7 +116,10 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
                     for way, part in (("up", share), ("down", 1 - share))
                     for key, value in {"method": method, "ratio": round(ratio / (2 * part), 3), **settings}.items()
                 }
-                for method, ratio, settings in (("nsc_sl", 256, {}), ("nsc_rd", 1024, {"max_rank": 16, "places": "slow"}))
+                for method, ratio, settings in (
+                    ("nsc_sl", 256, {}),
+                    ("nsc_rd", 1024, {"max_rank": 16, "places": "slow"}),
+                )
                 for share in (0.3, 0.7)
             },
             "at most 4 bits": both(factor_bits=4, view="auto"),
