@@ -2,8 +2,9 @@
 
     python benchmarks/step.py [--config configs/cifar10_bench.toml] [--rounds 40] [--steps 1] [--table step]
 
-The three take turns in one process, so that a noisy machine is noisy for all; the ratios of each round count. It writes
-`benchmarks/results/TABLE.json`. Data are made up: time does not depend on them.
+The three take turns in one process, so that a noisy machine is noisy for all; the ratios of each round count. With them
+goes the plain step of several seeds at once, by `vmap`: whether a grid of runs is faster so than one process a run. It
+writes `benchmarks/results/TABLE.json`. Data are made up: time does not depend on them.
 """
 
 import argparse
@@ -31,6 +32,8 @@ from train.data.batches import augment, take_batch
 from train.setup import architecture_of, initial_mbps, network, set_up
 
 NUM_TRAIN = 2048
+SEEDS = 2
+"""So many at once."""
 
 
 def made_data(shape: tuple[int, ...], num_classes: int) -> Dataset:
@@ -75,8 +78,14 @@ def _temporary_bytes(parts: steps.Programs, state: states.TrainState, batch: tup
     return sent + max(send, answered + max(answer, receive + received))
 
 
-def plain_step(config: configs.Config, dataset: Dataset) -> tuple[Callable, Any, int]:
-    """Returns (jitted step, its state, temporary bytes) of the same network trained by a plain loop with no cut."""
+def plain_step(config: configs.Config, dataset: Dataset, num_seeds: int | None = None) -> tuple[Callable, Any, int]:
+    """Returns (jitted step, its state, temporary bytes) of the same network trained by a plain loop with no cut.
+
+    Args:
+        config: of the run.
+        dataset: to train on.
+        num_seeds: so many networks at once, on the same batches; None for one.
+    """
     settings = {**architecture_of(config, dataset), "cut": None}
     model = models.build(**settings)
     x_spec = jax.ShapeDtypeStruct((config.train.batch_size, *dataset.x_train.shape[1:]), jnp.float32)
@@ -101,6 +110,9 @@ def plain_step(config: configs.Config, dataset: Dataset) -> tuple[Callable, Any,
         return (params, running, optimiser_state, number + 1), (loss, accuracy)
 
     state, arrays = (params, running, optimiser.init(params), jnp.zeros((), jnp.int32)), _arrays(dataset)
+    if num_seeds is not None:
+        state = jax.tree.map(lambda leaf: jnp.stack([leaf] * num_seeds), state)
+        step = jax.vmap(step, in_axes=(0, *[None] * len(arrays)))
     compiled = jax.jit(step, donate_argnums=0).lower(state, *arrays).compile()
     return (lambda state: compiled(state, *arrays)), state, compiled.memory_analysis().temp_size_in_bytes
 
@@ -124,6 +136,8 @@ def main() -> None:
     uncompressed = dataclasses.replace(config, compress=configs.CompressConfig(alone, alone))
     run, states_, num_bytes = {}, {}, {}
     run["plain"], states_["plain"], num_bytes["plain"] = plain_step(config, dataset)
+    several = f"plain, {SEEDS} seeds by vmap"
+    run[several], states_[several], num_bytes[several] = plain_step(config, dataset, SEEDS)
     run["identity"], states_["identity"], num_bytes["identity"], spec = split_step(uncompressed, dataset)
     run["nsc_sl"], states_["nsc_sl"], num_bytes["nsc_sl"], spec = split_step(config, dataset)
     seconds: dict[str, list[float]] = {name: [] for name in run}
@@ -150,6 +164,7 @@ def main() -> None:
         "steps_in_a_row": options.steps,
         "median_seconds": {name: statistics.median(times) for name, times in warm.items()},
         "identity_over_plain": ratio("identity", "plain"),
+        "vmap_over_one_after_the_other": ratio(several, "plain") / SEEDS,
         "nsc_sl_over_identity": ratio("nsc_sl", "identity"),
         "temporary_megabytes": {name: megabytes(name) for name in run},
         "nsc_sl_over_identity_in_cut_tensors": (megabytes("nsc_sl") - megabytes("identity")) / cut_megabytes,

@@ -48,6 +48,8 @@ def step(rows: dict[str, Any]) -> list[list[str]]:
     table = [["step", "median time", "temporary memory"]]
     table += [[name, f"{1000 * seconds[name]:.0f} ms", f"{megabytes[name]:.0f} MB"] for name in seconds]
     table.append(["identity / plain", f"{rows['identity_over_plain']:.3f}", ""])
+    if "vmap_over_one_after_the_other" in rows:
+        table.append(["seeds by vmap / one after the other", f"{rows['vmap_over_one_after_the_other']:.3f}", ""])
     extra = rows["nsc_sl_over_identity_in_cut_tensors"]
     table.append(["nsc_sl / identity", f"{rows['nsc_sl_over_identity']:.3f}", f"+ {extra:.1f} cut tensors"])
     return table
@@ -169,6 +171,22 @@ def two_parties(rows: dict[str, Any]) -> list[list[str]]:
     return table
 
 
+def deadlines(rows: dict[str, Any]) -> list[list[str]]:
+    """Returns a line a trace and deadline: what share of messages is in time and what share of the link is used."""
+    names = list(next(iter(next(iter(rows.values())).values())))
+    table = [["deadline", "trace", *names]]
+    for deadline_s, traces in rows.items():
+        for trace, found in traces.items():
+            shares = (f"{found[name]['in_time']:.0%} / {found[name]['used']:.0%}" for name in names)
+            table.append([f"{deadline_s} s", trace, *shares])
+        means = (
+            [statistics.mean(found[name][share] for found in traces.values()) for share in ("in_time", "used")]
+            for name in names
+        )
+        table.append([f"{deadline_s} s", "mean", *(f"{in_time:.0%} / {used:.0%}" for in_time, used in means)])
+    return table
+
+
 def fuzz(rows: dict[str, Any]) -> list[list[str]]:
     """Returns what became of changed frames and conversations."""
     table = [["what", "number", "taken", "refused", "crashes", "longest", "memory grown"]]
@@ -194,6 +212,7 @@ SHAPES: dict[str, Callable[[Any], list[list[str]]]] = {
     "time_to_target": time_to_target,
     "peers": peers,
     "two_parties": two_parties,
+    "deadlines": deadlines,
     "fuzz": fuzz,
 }
 

@@ -134,6 +134,9 @@ def _attempt(
             raw_bytes = measure.raw_bytes(share.spec.shape)
             with journal.Journal(folder / "metrics.jsonl", terminal, calendar, raw_bytes, counts) as log:
                 client = Client(config, dataset, calendar, share, session, terminal, waiting.over)
+                # What was sent up to the checkpoint counts as well.
+                session.sent_bytes += log.totals.envelope_up_bytes
+                session.received_bytes += log.totals.envelope_down_bytes
                 terminal.say(f"{config.run_dir}: {dataset.name}, client of the server at {config.remote.address}")
                 if common:
                     terminal.say(f"goes on after step {common}")
@@ -142,6 +145,8 @@ def _attempt(
                     step = log.totals.steps
                     reply, _ = session.ask("save", {"step": step}, messages.ANSWERS["save"])
                     if reply["saved"]:
+                        log.totals.envelope_up_bytes = session.sent_bytes
+                        log.totals.envelope_down_bytes = session.received_bytes
                         checkpoints.save(step, state, {**log.counts(), "views": {}})
 
                 try:
@@ -157,11 +162,7 @@ def _attempt(
                     terminal.say(f"stopped after step {log.totals.steps}; --train.resume true goes on from here")
                     return 128 + signals.received
                 digest = journal.params_sha256(state.party.params)
-                found = log.summary(config.seed, digest, "")
-                goodbye = {"step": log.totals.steps, "digest": digest, "summary": json.dumps(found)}
-                answer, _ = session.ask("goodbye", goodbye, messages.ANSWERS["goodbye"])
-                found |= journal.digests(digest, answer["digest"])
-                found |= {"envelope_up_bytes": session.sent_bytes, "envelope_down_bytes": session.received_bytes}
+                found = _goodbye(session, log, config.seed, digest)
         about = {"architecture": architecture_of(config, dataset), "of": party.facts(dataset)}
         about |= inputs_of(share.setup.inputs, dataset)
         checkpoint.save_half(folder / "halves" / "client", (state.party.params, state.party.state), about)
@@ -172,6 +173,15 @@ def _attempt(
             session.ask("close", {}, messages.ANSWERS["close"], patience_s=2)
     terminal.finished(found, page)
     return 0
+
+
+def _goodbye(session: remote.Session, log: journal.Journal, seed: int, digest: str) -> dict[str, Any]:
+    """Takes leave of the server with the run's summary; returns it with what the server adds."""
+    found = log.summary(seed, digest, "")
+    goodbye = {"step": log.totals.steps, "digest": digest, "summary": json.dumps(found)}
+    answer, _ = session.ask("goodbye", goodbye, messages.ANSWERS["goodbye"])
+    found |= journal.digests(digest, answer["digest"])
+    return found | {"envelope_up_bytes": session.sent_bytes, "envelope_down_bytes": session.received_bytes}
 
 
 def hello(config: Config, dataset: Dataset, saved: list[int]) -> dict[str, Any]:

@@ -29,6 +29,8 @@ class Totals:
         link_seconds: that all messages took.
         wall_seconds: that the run took, all its parts together.
         metrics_bytes: the length of `metrics.jsonl` at the checkpoint.
+        envelope_up_bytes: of two parties, all that the client had sent then, frames and what is around them.
+        envelope_down_bytes: all that it had received.
     """
 
     steps: int = 0
@@ -39,6 +41,8 @@ class Totals:
     link_seconds: float = 0.0
     wall_seconds: float = 0.0
     metrics_bytes: int = 0
+    envelope_up_bytes: int = 0
+    envelope_down_bytes: int = 0
 
     def add(self, metrics: Metrics) -> None:
         """Adds one step."""

@@ -170,6 +170,8 @@ def test_a_run_goes_on_after_its_server_was_killed_and_its_client_too(folder, mo
     for name in SAME:
         assert local[name] == at_client[name], name
     assert [at_server[name] for name in HASHES] == [local[name] for name in HASHES]
+    for way in ("up", "down"):  # also what was sent before the client was started anew
+        assert at_client[f"envelope_{way}_bytes"] > at_client[f"total_{way}_bytes"]
     steps = [line["step"] for line in lines(folder / "killed-client", "train")]
     assert steps == list(range(1, 13))
     assert [line["step"] for line in lines(folder / "killed-server", "train")] == steps
