@@ -1,25 +1,21 @@
-"""Every method on captured cut tensors: distortion at equal bytes, and the time of its device part over a step's.
+"""Every method on captured cut tensors: distortion at equal bytes.
 
     python benchmarks/capture.py --data_dir DIR
-    python benchmarks/peers.py [--config configs/cifar10_bench.toml] [--rounds 10]
+    python benchmarks/peers.py [--captures cifar10_bench]
     python benchmarks/peers.py --search
 
 The captured tensors of each point in training are sent one after the other at every ratio; what counts is the mean over
 the warm messages. Every direction is alone, at the ratio that is said: what an uplink fixes for the gradient in
 training (a mask, a subspace) is not in it, and every message holds other samples, so that AQ-SGD never meets one again.
 Methods have all the components that earn a bit: for the least distortion, and not, as in the grid,
-for accuracy. The device part is compressing and decompressing one message each way, at 32x (8x or 1x where that is
-the highest that the method has); it is timed in turn with the uncompressed step. It writes
-`benchmarks/results/peers.json`. With `--search` it measures the distortion of every candidate setting instead, into
-`peers_search.json`: from these the grid's settings were chosen.
+for accuracy. It writes `benchmarks/results/peers.json`. With `--search` it measures the distortion of every candidate
+setting instead, into `peers_search.json`: from these the grid's settings were chosen. What methods take of a step's
+time is told by `device_part.py`.
 """
 
 import argparse
-import dataclasses
 import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -29,7 +25,6 @@ import scipy.linalg  # noqa: F401  # loads LAPACK, so that its threads can be li
 from accuracy_vs_bytes import RATIOS, SETTINGS, UNLIMITED_RANK, directions
 from capture import FOLDER
 from record import write
-from step import made_data, split_step
 from threadpoolctl import threadpool_limits
 
 from nscjax import compress, measure
@@ -45,7 +40,6 @@ EVERY_COMPONENT: dict[str, dict[str, int]] = {
 """Settings with which nothing limits a method's components but the budget."""
 
 COLD_MESSAGES = 2
-TIMED_RATIOS = (32, 8, 1)
 CANDIDATES: dict[str, tuple[dict[str, Any], ...]] = {
     "nsc_sl": tuple({"factor_bits": bits} for bits in (4, 8)),
     "powersgd": tuple({"view": view} for view in views.names((1, 1, 1, 1))),
@@ -70,7 +64,7 @@ def direction(
 
 
 def sender(made: compression.Direction, spec: jax.ShapeDtypeStruct) -> tuple[Callable, Any]:
-    """Returns (jitted (x, first sample, states) -> (distortion, x_hat, states), first states)."""
+    """Returns (jitted (x, first sample, states) -> (distortion, states), first states)."""
     batch = jnp.arange(spec.shape[0], dtype=jnp.int32)
 
     def send(x, first, states):
@@ -78,7 +72,7 @@ def sender(made: compression.Direction, spec: jax.ShapeDtypeStruct) -> tuple[Cal
         side = compress.SideInfo(jax.random.key(1), made.cap_bytes, first + batch)
         payload, enc = made.compressor.compress(x, states[0], side)
         x_hat, dec = made.compressor.decompress(payload, states[1], side)
-        return measure.distortion(x, x_hat), x_hat, (enc, dec)
+        return measure.distortion(x, x_hat), (enc, dec)
 
     states = made.compressor.init(jax.random.key(0), spec)
     return jax.jit(send).lower(spec, jnp.int32(0), states).compile(), states
@@ -102,7 +96,7 @@ def distortions(
             for tensors in (tensors for key, tensors in series.items() if key.startswith(name)):
                 states = first
                 for i, x in enumerate(tensors):
-                    distortion, _, states = send(x, jnp.int32(i * len(x)), states)
+                    distortion, states = send(x, jnp.int32(i * len(x)), states)
                     lost += [float(distortion)] if i >= COLD_MESSAGES else []
             found[name][str(ratio)] = statistics.mean(lost)
     return found
@@ -111,13 +105,11 @@ def distortions(
 def main() -> None:
     """Measures every method and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/cifar10_bench.toml")
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--captures", default="cifar10_bench", help="name of a file in runs/captures/")
     parser.add_argument("--search", action="store_true", help="distortion of every candidate setting")
     options = parser.parse_args()
-    config = configs.from_toml(Path(options.config))
     rows: dict[str, Any] = {}
-    with np.load(FOLDER / f"{Path(options.config).stem}.npz") as file, threadpool_limits(limits=1, user_api="blas"):
+    with np.load(FOLDER / f"{options.captures}.npz") as file, threadpool_limits(limits=1, user_api="blas"):
         series = {name: file[name] for name in file.files}
         tensors = next(iter(series.values()))
         spec = jax.ShapeDtypeStruct(tensors.shape[1:], tensors.dtype)
@@ -127,30 +119,12 @@ def main() -> None:
                     name = " ".join([method, *(f"{key}={value}" for key, value in changes.items())])
                     rows[name] = distortions(method, series, spec, changes)
                     print(name, rows[name], flush=True)
-            write("peers_search", {"config": Path(options.config).name, "methods": rows}, seeds=[0])
+            write("peers_search", {"captures": options.captures, "methods": rows}, seeds=[0])
             return
-        alone = configs.CompressConfig(*[configs.DirectionConfig(method="identity")] * 2)
-        step, state, _, _ = split_step(dataclasses.replace(config, compress=alone), made_data((32, 32, 3), 10))
         for method in SETTINGS:
-            row: dict[str, Any] = distortions(method, series, spec, {})
-            for ratio in TIMED_RATIOS:
-                try:
-                    senders = [sender(direction(method, way, ratio, spec, {}, 1), spec) for way in (0, 1)]
-                    break
-                except InputError:
-                    continue
-            shares = []
-            for _ in range(options.rounds):
-                started = time.perf_counter()
-                state, out = step(state)
-                jax.block_until_ready(out)
-                middle = time.perf_counter()
-                for way, (send, states) in zip(("up", "down"), senders):
-                    jax.block_until_ready(send(series[f"{way}_250"][-1], jnp.int32(0), states))
-                shares.append((time.perf_counter() - middle) / (middle - started))
-            rows[method] = row | {"timed_ratio": ratio, "device_part_over_step": statistics.median(shares[2:])}
+            rows[method] = distortions(method, series, spec, {})
             print(method, rows[method], flush=True)
-    write("peers", {"config": Path(options.config).name, "methods": rows}, seeds=[0])
+    write("peers", {"captures": options.captures, "methods": rows}, seeds=[0])
 
 
 if __name__ == "__main__":

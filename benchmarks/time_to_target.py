@@ -6,7 +6,7 @@ For cells of a fixed ratio no run is made: the steps that a cell needed for the 
 between them, mean over its seeds), its frames' bytes from its totals; both directions go over the same trace, from its
 beginning. Where the rank follows the link, the run was made on the trace (`adaptive.py`), and its own clock is read.
 `bound` is no method: steps as without compression, and messages that take the latency alone. Every step computes for as
-long, whatever the method: what compressing takes is not in it (`peers.py` measures that). It writes
+long, whatever the method: what compressing takes is not in it (`device_part.py` measures that). It writes
 `benchmarks/results/time_to_target_CONFIG.json`: seconds by cell and trace, null for a cell that never got there.
 """
 
