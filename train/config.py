@@ -147,8 +147,8 @@ class CompressConfig:
 class LinkConfig:
     """The simulated link, on a virtual clock; by default it is unlimited.
 
-    With role `client` the link is a real one: `deadline_s`, `estimator` and `initial_mbps` hold for what is measured of
-    it, and the client holds its messages back as long as the link that the other keys describe would.
+    With role `client` the link is a real one: `deadline_s`, `estimator`, `late_share` and `initial_mbps` hold for what
+    is measured of it, and the client holds its messages back as long as the link that the other keys describe would.
 
     Attributes:
         up_mbps: constant uplink bandwidth in Mbit/s, 1e-6 to 1e9.
@@ -162,6 +162,8 @@ class LinkConfig:
         client_step_s: seconds the client computes in one step, at least 0.
         server_step_s: seconds the server computes in one step, at least 0.
         estimator: how the bandwidth is estimated from past transfers: `ewma`, `harmonic` or `quantile`.
+        late_share: share of the messages that `quantile` lets take longer than the deadline, above 0, at most 1: the
+            smaller, the less of the link is used.
         initial_mbps: the estimate before the first transfer in Mbit/s, 1e-6 to 1e9.
     """
 
@@ -175,6 +177,7 @@ class LinkConfig:
     client_step_s: float = 0.0
     server_step_s: float = 0.0
     estimator: str = "quantile"
+    late_share: float = 0.1
     initial_mbps: float = 1.0
 
 
@@ -349,7 +352,11 @@ _NOUNS = {int: "a whole number", float: "a finite number", bool: "true or false"
 # What is allowed, whether a value is, and which keys by their last name.
 _RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ("a whole number in [0, 2**32)", lambda value: 0 <= value < 2**32, ("seed",)),
-    ("a number in (0, 1]", lambda value: 0 < value <= 1, ("energy", "feedback_decay", "alpha", "threshold")),
+    (
+        "a number in (0, 1]",
+        lambda value: 0 < value <= 1,
+        ("energy", "feedback_decay", "alpha", "threshold", "late_share"),
+    ),
     (
         "a number >= 1",
         lambda value: value >= 1,

@@ -172,7 +172,8 @@ def crossing(
 
 
 def _estimator(config: Config) -> links.Estimator:
-    return links.ESTIMATORS[check.one_of("link.estimator", config.link.estimator, links.ESTIMATORS)]()
+    name = check.one_of("link.estimator", config.link.estimator, links.ESTIMATORS)
+    return links.quantile(miss=config.link.late_share) if name == "quantile" else links.ESTIMATORS[name]()
 
 
 def _link(config: Config) -> links.Link:

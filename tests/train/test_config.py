@@ -146,6 +146,7 @@ def test_toml_has_every_key_but_those_that_are_none():
         "client_step_s": 0.0,
         "server_step_s": 0.0,
         "estimator": "quantile",
+        "late_share": 0.1,
         "initial_mbps": 1.0,
     }
     assert config.from_toml(config.to_toml(Config())) == Config()

@@ -138,6 +138,16 @@ def test_a_deadline_that_a_trace_cannot_meet_at_its_best_is_refused():
     assert set_up(link_of(1e-4, trace="lte_like:1"))
 
 
+@pytest.mark.parametrize("late_share", [0.05, 0.5])
+def test_the_share_of_late_messages_is_that_of_the_config(late_share):
+    made = set_up(dataclasses.replace(OWN, link=LinkConfig(late_share=late_share)))[0].estimator
+    expected = link.quantile(miss=late_share)
+    states = [estimator.init(1.0) for estimator in (made, expected)]
+    for seconds in (1.0, 2.0, 4.0):  # slower and slower
+        states = [estimator.update(state, 10**6, seconds) for estimator, state in zip((made, expected), states)]
+    assert made.mbit_per_s(states[0]) == expected.mbit_per_s(states[1])
+
+
 def test_images_are_normalised_and_augmented_and_other_inputs_are_not():
     config = dataclasses.replace(NETWORK, data=DataConfig(augment=True))
     dataset = runs.made_dataset()
