@@ -19,7 +19,7 @@ from record import write
 from rich.progress import track
 
 from nscjax import link as links
-from nscjax.types import Array, PyTree
+from nscjax.types import Array
 
 DEADLINES_S = (0.2, 1.0)
 LATENCY_S = 0.03
@@ -40,7 +40,7 @@ ESTIMATORS = {
 STRICTEST = "quantile, miss 0.05"
 
 
-def carried(trace: links.Trace, clock: PyTree, seconds: float) -> Array:
+def carried(trace: links.Trace, clock: links.Clock, seconds: Array | float) -> Array:
     """Returns the most bytes that a link carries from now on in some seconds, int32."""
 
     def halve(_, limits):

@@ -27,6 +27,7 @@ import grpc
 import jax
 import jax.numpy as jnp
 import scipy.linalg  # noqa: F401  # loads LAPACK, so that its threads can be limited
+from deadlines import carried
 from record import write
 from step import made_data, split_step
 from threadpoolctl import threadpool_limits
@@ -191,8 +192,8 @@ def on_link(config: configs.Config, certs: Path, trace: links.Trace, num_steps: 
             for when, size, transfer in messages_:
                 in_time.append(transfer.seconds + LATENCY_S <= DEADLINE_S)
                 if when is not None:
-                    carried = float(_carried(trace, when - hello_left, DEADLINE_S - LATENCY_S))
-                    used.append(size / max(carried, 1.0))
+                    most = float(_carried(trace, when - hello_left, DEADLINE_S - LATENCY_S))
+                    used.append(size / max(most, 1.0))
             sizes.append((int(metrics.up.num_bytes), int(metrics.down.num_bytes)))
     skip = WARM
     return {
@@ -206,16 +207,8 @@ def on_link(config: configs.Config, certs: Path, trace: links.Trace, num_steps: 
 
 @jax.jit
 def _carried(trace: links.Trace, at_s: jax.Array, seconds: jax.Array) -> jax.Array:
-    """Returns the bytes that a trace carries in some seconds, by the time that they take."""
-    clock = links.advance(trace, links.start(), jnp.asarray(at_s, jnp.float32))
-
-    def halve(_, carry):
-        low, high = carry
-        middle = (low + high) // 2
-        fits = links.transfer(trace, clock, middle)[1] <= seconds
-        return jnp.where(fits, middle, low), jnp.where(fits, high, middle)
-
-    return jax.lax.fori_loop(0, 30, halve, (jnp.int32(0), jnp.int32(1 << 30)))[0]
+    """Returns the bytes that a trace carries in some seconds from a time on."""
+    return carried(trace, links.advance(trace, links.start(), jnp.asarray(at_s, jnp.float32)), seconds)
 
 
 def main() -> None:
