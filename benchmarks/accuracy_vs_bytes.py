@@ -29,9 +29,9 @@ EVAL_EVERY = 100
 UNLIMITED_RANK = 1 << 20
 """`max_rank` out of the way: the trainer clips it to what the budget can reach."""
 
-FEW = {"nsc_sl": 8, "nsc_rd": 8, "truncated_svd": 8, "dct": 8, "powersgd": 16}
+FEW = {"nsc_sl": 8, "nsc_rd": 4, "truncated_svd": 8, "dct": 8, "powersgd": 16}
 """Methods that send at most a sixteenth of an image's places, by accuracy (table of settings), and the most bits of a
-number."""
+number: an entropy coder's on average."""
 
 SLOW = {"nsc_sl": {"view": "BC,hw"}, "powersgd": {"view": "BC,hw"}, "nsc_rd": {"places": "slow"}}
 """How a method's components are among slow cosines."""

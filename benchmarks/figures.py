@@ -109,10 +109,10 @@ def time_to_target(result: dict[str, Any]) -> Figure:
     """Returns the seconds of every method's fastest cell on every trace."""
     rows = result["rows"]
     cells = rows["cells"]
-    bound = cells.get("bound", {"seconds": {}})["seconds"]
+    no_bytes = cells.get("no_bytes", {"seconds": {}})["seconds"]
     traces = sorted(next(iter(cells.values()))["seconds"], key=lambda trace: cells["none"]["seconds"][trace] or 0)
     figure, axes = _empty("", f"{rows['config']}: time until {rows['target']:.0%} test accuracy on recorded links")
-    methods = dict.fromkeys(name.split()[0] for name in cells if name != "bound")
+    methods = dict.fromkeys(name.split()[0] for name in cells if name != "no_bytes")
     style = styles(method for method in methods if method != "none") | {"none": {"color": NONE, "marker": "x"}}
     for method in methods:
         own = [cell["seconds"] for name, cell in cells.items() if name.split()[0] == method]
@@ -124,9 +124,9 @@ def time_to_target(result: dict[str, Any]) -> Figure:
         if points:
             axes.plot(*zip(*points), **style[method] | {"linestyle": "none", "label": method})
     for y, trace in enumerate(traces):
-        if trace in bound:
+        if trace in no_bytes:
             label = {"label": "the latency alone"} if y == 0 else {}
-            axes.plot([bound[trace]] * 2, [y - 0.3, y + 0.3], color=NONE, linewidth=1, **label)
+            axes.plot([no_bytes[trace]] * 2, [y - 0.3, y + 0.3], color=NONE, linewidth=1, **label)
     axes.set_yticks(range(len(traces)), traces)
     _log_axis(axes, "of each method its fastest cell; computing, latency and bytes on the link", "{:,g} s")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)

@@ -107,6 +107,7 @@ def made_by() -> dict[str, Any]:
         "commit": commit(),
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "cpu": found["cpu"],
+        "cores": found["cores"],
         "device": found["device"],
         "jax": versions()["jax"],
     }
@@ -159,8 +160,8 @@ def make(
     """Makes runs, seed by seed, and writes `benchmarks/results/TABLE.json` after every one.
 
     A run that the file or `out` holds, made with the same settings, is never made again; what the file says of other
-    cells is kept. A cell whose settings the program refuses is noted as refused. Where a run
-    fails the others are made all the same.
+    cells is kept. A cell whose settings the program refuses is noted as refused. Where a run fails the others are made
+    all the same.
 
     Args:
         table: the results file's name.

@@ -2,9 +2,9 @@
 
     python benchmarks/step.py [--config configs/cifar10_bench.toml] [--rounds 40] [--steps 1] [--table step]
 
-The three take turns in one process, so that a noisy machine is noisy for all; the ratios of each round count. With them
-goes the plain step of several seeds at once, by `vmap`: whether a grid of runs is faster so than one process a run. It
-writes `benchmarks/results/TABLE.json`. Data are made up: time does not depend on them.
+All take turns in one process, so that a noisy machine is noisy for all; the ratios of each round count. With them
+goes the plain step of several seeds at once, by `vmap`, against as many one after the other: whether a grid of runs is
+to be made so. It writes `benchmarks/results/TABLE.json`. Data are made up: time does not depend on them.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from train.setup import architecture_of, initial_mbps, network, set_up
 
 NUM_TRAIN = 2048
 SEEDS = 2
-"""So many at once."""
+"""Networks that are trained at once by `vmap`."""
 
 
 def made_data(shape: tuple[int, ...], num_classes: int) -> Dataset:
@@ -123,7 +123,7 @@ def _arrays(dataset: Dataset) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def main() -> None:
-    """Times the three in turn and writes the result."""
+    """Times them in turn and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/cifar10_bench.toml")
     parser.add_argument("--rounds", type=int, default=40)

@@ -7,6 +7,7 @@ says so. `--check` only tells whether the pages are up to date (exit code 1 if n
 """
 
 import argparse
+import collections
 import json
 import re
 import statistics
@@ -51,7 +52,7 @@ def step(rows: dict[str, Any]) -> list[list[str]]:
     if "vmap_over_one_after_the_other" in rows:
         table.append(["seeds by vmap / one after the other", f"{rows['vmap_over_one_after_the_other']:.3f}", ""])
     extra = rows["nsc_sl_over_identity_in_cut_tensors"]
-    table.append(["nsc_sl / identity", f"{rows['nsc_sl_over_identity']:.3f}", f"+ {extra:.1f} cut tensors"])
+    table.append(["nsc_sl / identity", f"{rows['nsc_sl_over_identity']:.3f}", f"{extra:+.1f} cut tensors"])
     return table
 
 
@@ -248,13 +249,20 @@ def source(result: dict[str, Any]) -> str:
     runs = [run for cell in rows.get("cells", {}).values() if isinstance(cell, dict) for run in cell.get("runs", [])] \
         if isinstance(rows, dict) else []  # fmt: skip
     dates = sorted({run["date"] for run in runs if "date" in run} | {result["date"]})
-    cpus = sorted({run["cpu"] for run in runs if "cpu" in run} | {machine["cpu"]})
-    devices = sorted({run["device"] for run in runs if "device" in run} | {machine["device"]} - {"cpu"})
     jax = sorted({run["jax"] for run in runs if "jax" in run} | {result["versions"]["jax"]})
     command = f"`{result['command']}`" + (" (the last call)" if runs else "")
-    machines = [f"{' and '.join(cpus)}, {machine['cores']} cores", *(name for name in devices if name != "cpu")]
+    if runs:
+        count = collections.Counter(_computed_on(run, machine["cpu"]) for run in runs)
+        where = ", ".join(f"{number} run{'s' * (number > 1)} on {name}" for name, number in count.most_common())
+    else:
+        where = f"{machine['cpu']}, {machine['cores']} cores" + f", {machine['device']}" * (machine["device"] != "cpu")
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-    return f"{command}; {', '.join(machines)}; jax {', '.join(jax)}; {when}."
+    return f"{command}; {where}; jax {', '.join(jax)}; {when}."
+
+
+def _computed_on(run: dict[str, Any], cpu: str) -> str:
+    """Returns the accelerator of a run, or its processor; what an early run does not tell is `cpu`."""
+    return run.get("cpu", cpu) if run.get("device", "cpu") == "cpu" else run["device"]
 
 
 def stale_times() -> list[str]:

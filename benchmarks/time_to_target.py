@@ -5,8 +5,8 @@
 For cells of a fixed ratio no run is made: the steps that a cell needed for the target come from its evaluations (linear
 between them, mean over its seeds), its frames' bytes from its totals; both directions go over the same trace, from its
 beginning. Where the rank follows the link, the run was made on the trace (`adaptive.py`), and its own clock is read.
-`bound` is no method: steps as without compression, and messages that take the latency alone. Every step computes for as
-long, whatever the method: what compressing takes is not in it (`device_part.py` measures that). It writes
+`no_bytes` is no method: the steps of no compression, and messages that take the latency alone. Every step computes for
+as long, whatever the method: what compressing takes is not in it (`device_part.py` measures that). It writes
 `benchmarks/results/time_to_target_CONFIG.json`: seconds by cell and trace, null for a cell that never got there.
 """
 
@@ -87,8 +87,10 @@ def main() -> None:
     rows: dict[str, dict[str, Any]] = {}
     for name, cell in found.items():
         runs = cell.get("runs", [])  # none where the method was refused
+        if not runs:
+            continue
         steps = [steps_to(options.target, run["evals"], options.chance) for run in runs]
-        if not runs or any(step is None for step in steps):
+        if any(step is None for step in steps):
             rows[name] = {"steps": None, "seconds": dict.fromkeys(traces)}
             continue
         total = runs[0]["steps"]
@@ -106,8 +108,8 @@ def main() -> None:
         rows[name] = {"steps": mean_steps, "seconds": seconds}
         print(name, round(mean_steps), {trace: round(value) for trace, value in seconds.items()}, flush=True)
     if "none" in rows and rows["none"]["steps"]:
-        bound = rows["none"]["steps"] * 2 * (options.step_s + options.latency_ms / 1000)
-        rows["bound"] = {"steps": rows["none"]["steps"], "seconds": dict.fromkeys(traces, bound)}
+        least = rows["none"]["steps"] * 2 * (options.step_s + options.latency_ms / 1000)
+        rows["no_bytes"] = {"steps": rows["none"]["steps"], "seconds": dict.fromkeys(traces, least)}
     path = RESULTS / f"adaptive_{options.config}.json"
     if path.exists():
         cells = json.loads(path.read_text())["rows"]["cells"]

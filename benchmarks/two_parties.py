@@ -5,8 +5,8 @@
 Everything runs on loopback with mutual TLS, the server in a process of its own; data are made up. Echo: the median of
 the rounds' ratios, both by turns. Step: a two-party step over a local one, by turns; `bytes` is an echo of as many
 bytes as cross in it. Link: messages shaped by the trace, the budget from what was measured so far; in time is a message
-that took no longer than the deadline, used are its bytes over those that the link carries in that time. Beside it,
-frames of one size: the mean of those. It writes `benchmarks/results/two_parties.json`.
+that took no longer than the deadline, used are the bytes that came in time, of all that the link could have carried so.
+Beside it, frames of one size: the mean of those. It writes `benchmarks/results/two_parties.json`.
 """
 
 import argparse
@@ -182,7 +182,7 @@ def on_link(config: configs.Config, certs: Path, trace: links.Trace, num_steps: 
     def shaped(way: remote.Transport) -> remote.Transport:
         return remote.Shaped(way, trace, trace, LATENCY_S)
 
-    in_time, used, sizes = [], [], []
+    in_time, came, carried_bytes, sizes = [], [], [], []
     with client_of(config, certs, shaped) as (advance, own, way):
         hello_left = way.replies[0][0]
         for number in range(num_steps):
@@ -193,13 +193,14 @@ def on_link(config: configs.Config, certs: Path, trace: links.Trace, num_steps: 
                 in_time.append(transfer.seconds + LATENCY_S <= DEADLINE_S)
                 if when is not None:
                     most = float(_carried(trace, when - hello_left, DEADLINE_S - LATENCY_S))
-                    used.append(size / max(most, 1.0))
+                    carried_bytes.append(most)
+                    came.append(size if in_time[-1] else 0)
             sizes.append((int(metrics.up.num_bytes), int(metrics.down.num_bytes)))
     skip = WARM
     return {
         "messages": 2 * num_steps,
         "share_in_time": statistics.mean(in_time[2 * skip :]),
-        "up_share_of_link_used": statistics.mean(min(share, 1.0) for share in used[skip:]),
+        "up_share_of_link_used": sum(came[skip:]) / sum(carried_bytes[skip:]),
         "mean_up_bytes": statistics.mean(size[0] for size in sizes[skip:]),
         "mean_down_bytes": statistics.mean(size[1] for size in sizes[skip:]),
     }

@@ -85,3 +85,20 @@ def test_a_table_keeps_the_cells_that_are_not_asked_for(benchmark, monkeypatch, 
     result = json.loads((tmp_path / "table.json").read_text())
     assert list(result["rows"]["cells"]) == ["a", "b", "gone"]
     assert result["seeds"] == [0, 2]
+
+
+def test_a_run_that_fails_keeps_no_other_from_being_made(benchmark, monkeypatch, tmp_path):
+    runs, record = benchmark("runs"), benchmark("record")
+    for module in (runs, record):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
+
+    def run(config, overrides, seed, *_):
+        if overrides["train.epochs"] == 1:
+            raise subprocess.CalledProcessError(1, "main.py")
+        return {"seed": seed, "accuracy": 0.5, "ratio": 1.0}
+
+    monkeypatch.setattr(runs, "run", run)
+    cells = {name: {"train.epochs": epochs} for epochs, name in enumerate(("a", "b", "c"))}
+    with pytest.raises(SystemExit, match="1 runs of table failed: b, seed 0"):
+        runs.make("table", "cifar10_bench", cells, dict.fromkeys(cells, 1), data_dir=None, jobs=1, out=tmp_path)
+    assert list(json.loads((tmp_path / "table.json").read_text())["rows"]["cells"]) == ["a", "c"]

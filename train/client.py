@@ -229,7 +229,8 @@ class Client:
         x, y, x_test, y_test = map(jnp.asarray, (dataset.x_train, dataset.y_train, dataset.x_test, dataset.y_test))
         self._test = x_test, y_test
         self._batch_of = loop.batches_on_device(config, x, y, calendar.steps_per_epoch)
-        self._next_batch: tuple[int, Any] | None = None
+        self._num_steps = calendar.num_steps
+        self._ahead: dict[int, Any] = {}
         self._has_labels = config.remote.labels == "client"
         self._needs_ids = party.needs_ids(config) or not self._has_labels
         self._link = bandwidth.Bandwidth(share.setup.estimator, config.link.deadline_s, initial_mbps(config))
@@ -243,7 +244,7 @@ class Client:
     def advance(self, state: party.PartyState, step: int) -> tuple[party.PartyState, states.Metrics]:
         """Makes one step with the server."""
         made, number = self._share, np.int32(step)
-        x, y, ids = self._taken(step)
+        x, y, ids = self._ahead.pop(step) if step in self._ahead else self._batch_of(step)
         budgets = self._link.budgets(made.setup.caps)
         up, down = map(np.int32, budgets)
         payload, pending, sender = made.parts.send(state.party, number, x, ids, up)
@@ -252,7 +253,8 @@ class Client:
             raise journal.Broken(states.TENSORS[0])
         # Under way while the server computes.
         echoed, mirror = made.echo(payload, pending.smashed, state.mirror, number, ids, up)
-        self._next_batch = step + 1, self._batch_of(step + 1)
+        if step + 1 < self._num_steps:
+            self._ahead = {step + 1: self._batch_of(step + 1)}
         frame = wire.encode(values)
         request = {
             "step": step, "frame": frame, "labels": messages.int32_bytes(y) if self._has_labels else b"",
@@ -280,12 +282,6 @@ class Client:
             up, down, self._link.saw(exchange, answer["compute_s"], (len(frame), len(answer["frame"]))), broken,
         )  # fmt: skip
         return party.PartyState(moved, optimiser, mirror, state.step + 1), states.Metrics(*metrics)
-
-    def _taken(self, step: int) -> Any:
-        """Returns the batch of a step: the one taken ahead, unless the run has gone back since."""
-        if self._next_batch is None or self._next_batch[0] != step:
-            return self._batch_of(step)
-        return self._next_batch[1]
 
     def score(self, state: party.PartyState) -> dict[str, Any]:
         """Returns the fields of an evaluation, graded by the server."""

@@ -45,6 +45,7 @@ def ask(config: Config) -> int:
     if x.shape[1:] != shape or len(x) == 0 or not is_kind:
         kind = "uint8" if is_image else "floats"
         raise check.error(config.predict, f"{x.dtype} {x.shape}", f"at least one sample of shape {shape}, {kind}")
+    require_finite(config.predict, x, config.train.batch_size)  # before anyone is asked
     dataset = party.hollow(**about["of"])
     if is_image:
         dataset = dataset._replace(mean=np.asarray(about["mean"], np.float32), std=np.asarray(about["std"], np.float32))
@@ -67,6 +68,13 @@ def ask(config: Config) -> int:
     return 0
 
 
+def require_finite(name: str, x: np.ndarray, batch_size: int) -> None:
+    """Raises an `InputError` that names the batch in which a sample is not finite; reads a file batch by batch."""
+    for start in range(0, len(x), batch_size):
+        if not np.all(np.isfinite(x[start : start + batch_size])):
+            raise check.error(name, f"not finite, from sample {start} on", "finite numbers")
+
+
 def _ask(
     session: remote.Session, parts: evaluate.Parts, state: party.PartyState, x: np.ndarray, batch_size: int,
     num_classes: int, terminal: Terminal,
@@ -78,10 +86,7 @@ def _ask(
         for batch in range(num_eval_steps(len(x), batch_size)):
             # The last batch is filled up with samples from the start, as in an evaluation.
             ids = np.arange(batch * batch_size, (batch + 1) * batch_size)
-            inputs = np.asarray(x[ids % len(x)])
-            if not np.all(np.isfinite(inputs)):
-                raise check.error("inputs", f"not finite, from sample {ids[0]} on", "finite numbers")
-            payload, enc = parts.send(state.party, enc, inputs, np.int32(batch))
+            payload, enc = parts.send(state.party, enc, np.asarray(x[ids % len(x)]), np.int32(batch))
             yield payload
 
     num_bytes = 0

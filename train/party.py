@@ -108,7 +108,7 @@ def hollow(sample_shape: Sequence[int], is_image: bool, num_train: int, num_clas
 def needs_ids(config: Config) -> bool:
     """Returns whether a method needs to know which samples a batch holds."""
     up, down = config.compress.up, config.compress.down
-    # Gradients are AQ-SGD's without its caches.
+    # Of gradients AQ-SGD keeps no caches (`train.compression.build`).
     return "per_sample" in (up.feedback, down.feedback) or up.method == "aq_sgd"
 
 

@@ -9,6 +9,7 @@ Plain text is for tests and for links that are private already; it is refused on
 """
 
 import concurrent.futures
+import datetime as dt
 import ipaddress
 import math
 import ssl
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
+from cryptography import x509
 from grpc.experimental import ChannelOptions
 
 from nscjax import check
@@ -69,7 +71,7 @@ class Client:
             measures: whether small requests are timed as well.
 
         Raises:
-            InputError: a certificate is missing or damaged, or plain text was asked for on another address.
+            InputError: a certificate is missing, damaged or expired, or plain text was asked for on another address.
         """
         self._address = address
         self._unseen_bytes = 0 if measures or certs is None else RECORD_BYTES
@@ -134,8 +136,8 @@ class Server:
             max_calls: the most calls at a time.
 
         Raises:
-            InputError: a certificate is missing or damaged, the address is taken or no address, or plain text was asked
-                for.
+            InputError: a certificate is missing, damaged or expired, the address is taken or no address, or plain text
+                was asked for.
         """
 
         def call(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
@@ -202,16 +204,22 @@ def _read(certs: Path, party: str) -> tuple[bytes, bytes, bytes]:
                 "remote.certs", str(certs), f"a folder with {', '.join(path.name for path in paths)}",
                 f"{path} is missing: `make certs` makes them.",
             )  # fmt: skip
-    try:  # gRPC tells nothing apart: a damaged file is an address that is taken, or a server that is away
+    try:  # to gRPC a damaged file looks like an address that is taken, or a server that is away
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.load_verify_locations(paths[0])
         context.load_cert_chain(paths[1], paths[2], password="")
-    except ssl.SSLError as problem:
+        ends = x509.load_pem_x509_certificate(paths[1].read_bytes()).not_valid_after_utc
+    except (ssl.SSLError, ValueError) as problem:
         raise check.error(
-            "remote.certs", str(certs), f"an authority, and a certificate with its key, not encrypted, of {party}",
-            f"Its files are damaged or do not belong together ({problem.reason or problem}): `make certs` in an empty "
-            "folder makes new ones, for all parties.",
+            "remote.certs", str(certs), f"ca.pem, and {party}.pem with its own {party}.key, not encrypted",
+            f"They are damaged, or the key is another's ({getattr(problem, 'reason', None) or problem}): `make certs` "
+            "in an empty folder makes new ones, for all parties.",
         ) from problem  # fmt: skip
+    if ends < dt.datetime.now(dt.UTC):
+        raise check.error(
+            "remote.certs", str(certs), f"certificates that are valid: {paths[1].name} was until {ends:%Y-%m-%d}",
+            "`make certs` in an empty folder makes new ones, for all parties.",
+        )  # fmt: skip
     authority, certificate, key = (path.read_bytes() for path in paths)
     return authority, certificate, key
 

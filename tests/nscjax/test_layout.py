@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from nscjax import compress, layout
+from nscjax.check import InputError
 from nscjax.compress.base import Dense
 from nscjax.compress.baselines.powersgd import Factors
 from tests.nscjax.tensors import normal, side, spec
@@ -135,3 +136,9 @@ def test_a_payload_may_count_several_things():
     base = layout.frame_bytes(sent)
     assert layout.frame_bytes(sent, rank=2, left_planes=5, right_planes=7) - base == 2 * (4 + 1) + 5 * 2 + 7 * 4
     assert layout.num_bytes(sent) == base + 5 * sent.rank + 2 * sent.left_planes + 4 * sent.right_planes
+
+
+def test_a_dtype_that_may_not_cross_is_named():
+    assert [layout.dtype_code(dtype) for dtype in ("bool", jnp.dtype("bfloat16"), np.dtype("float64"))] == [0, 8, 10]
+    with pytest.raises(InputError, match=r"dtype of what crosses is 'complex64'; allowed: 'bool'"):
+        compressor.init(jax.random.key(1), jax.ShapeDtypeStruct(SHAPE, jnp.complex64))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from nscjax import check
+from nscjax.check import InputError
 from nscjax.remote import Desk, certs
 from tests.train.runs import free_address, made_folder
 from train import client, inference, main, server
@@ -108,6 +109,14 @@ def test_inputs_of_another_shape_are_refused(folder, capsys):
     np.save(folder / "odd.npy", np.zeros((3, 5, 5, 1), np.uint8))
     assert asked(folder, "127.0.0.1:1", "--predict", str(folder / "odd.npy")) == 2
     assert "at least one sample of shape" in capsys.readouterr().err
+
+
+def test_inputs_that_are_not_finite_are_refused_before_anyone_is_asked():
+    x = np.zeros((5, 3), np.float32)
+    inference.require_finite("inputs.npy", x, 2)
+    x[3, 1] = np.nan
+    with pytest.raises(InputError, match=r"inputs.npy is 'not finite, from sample 2 on'"):
+        inference.require_finite("inputs.npy", x, 2)
 
 
 def test_a_server_that_predicts_does_not_train(folder, served):

@@ -14,7 +14,7 @@ import pytest
 from nscjax import check
 from nscjax.remote import certs
 from tests.train.runs import ROOT, child_environment, free_address, lines, made_folder
-from train import client, main, server
+from train import checkpoint, client, main, party, server
 from train import config as configs
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -164,14 +164,17 @@ def test_a_run_goes_on_after_its_server_was_killed_and_its_client_too(folder, mo
         with pytest.raises(Ended):
             client.run(chosen)
     watcher.join()
+    kept = checkpoint.read_counts(folder / "killed-client" / "checkpoints")["totals"]
     assert client.run(configs.resumed(chosen)) == 0
     assert second[0].wait(60) == 0
     local, at_client, at_server = summaries(folder, "killed")
     for name in SAME:
         assert local[name] == at_client[name], name
     assert [at_server[name] for name in HASHES] == [local[name] for name in HASHES]
-    for way in ("up", "down"):  # also what was sent before the client was started anew
-        assert at_client[f"envelope_{way}_bytes"] > at_client[f"total_{way}_bytes"]
+    for way in ("up", "down"):  # what was sent before the client was started anew counts, up to its checkpoint
+        before = kept[f"envelope_{way}_bytes"]
+        assert 0 < before < at_client[f"envelope_{way}_bytes"]
+        assert at_client[f"envelope_{way}_bytes"] > before + at_client[f"total_{way}_bytes"] - kept[f"{way}_bytes"]
     steps = [line["step"] for line in lines(folder / "killed-client", "train")]
     assert steps == list(range(1, 13))
     assert [line["step"] for line in lines(folder / "killed-server", "train")] == steps
@@ -225,6 +228,12 @@ def test_budgets_follow_the_link_that_the_client_measures(folder):
         assert found[-1][f"{way}_bytes"] > 0.2 * rate * deadline_s * 125_000
     assert found[-1]["link_seconds"] > sum(found[-1][f"{way}_bytes"] / rate / 125_000 for way, rate in rates.items())
     assert 0 < at_server[-1]["waited_share"] < 1
+
+
+@pytest.mark.parametrize(("up", "down", "needed"), [("aq_sgd", "top_k", True), ("top_k", "aq_sgd", False)])
+def test_ids_cross_where_a_method_looks_at_them(up, down, needed):
+    both_ways = (configs.DirectionConfig(method=method) for method in (up, down))
+    assert party.needs_ids(configs.Config(compress=configs.CompressConfig(*both_ways))) == needed
 
 
 def test_what_comes_next_is_begun_before_what_is_there_is_sent():

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import datetime as dt
 import socket
 import stat
 import threading
@@ -196,15 +197,22 @@ def test_a_missing_certificate_is_named(tmp_path):
 def test_a_damaged_certificate_is_told_from_an_address(tmp_path, damaged):
     certs.make(tmp_path)
     (tmp_path / damaged).write_bytes((tmp_path / damaged).read_bytes()[:100])
-    with pytest.raises(InputError, match=r"remote.certs .* damaged or do not belong together"):
+    with pytest.raises(InputError, match=r"remote.certs .*They are damaged, or the key is another's"):
         transport.Server("127.0.0.1:0", tmp_path, MAX_BYTES, lambda request, name: request)
 
 
 def test_a_key_of_another_certificate_is_told(tmp_path):
     certs.make(tmp_path)
     (tmp_path / "client.key").write_bytes((tmp_path / "server.key").read_bytes())
-    with pytest.raises(InputError, match=r"of client.*damaged or do not belong together"):
+    with pytest.raises(InputError, match=r"client.pem with its own client.key.*the key is another's"):
         transport.Client("127.0.0.1:1", tmp_path, MAX_BYTES)
+
+
+def test_an_expired_certificate_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(certs, "LIFETIME", dt.timedelta(days=-1))
+    certs.make(tmp_path)
+    with pytest.raises(InputError, match=r"remote.certs .*server.pem was until \d{4}-\d\d-\d\d"):
+        transport.Server("127.0.0.1:0", tmp_path, MAX_BYTES, lambda request, name: request)
 
 
 def test_an_address_that_is_taken_is_refused(server, folder):
