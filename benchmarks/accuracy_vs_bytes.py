@@ -21,6 +21,9 @@ import jax.numpy as jnp
 import runs
 
 from nscjax import models
+from nscjax.compress import view as views
+from nscjax.layout import MAX_BYTES
+from train import compression
 from train import config as configs
 
 RATIOS = (8, 16, 32, 64, 128, 256, 512, 1024)
@@ -149,6 +152,22 @@ def directions(
     if method == "splitfc" and ratio == min(RATIOS):
         common |= {"bits": 3}
     return common, common
+
+
+def built(way: str, settings: dict[str, Any], spec: jax.ShapeDtypeStruct, num_samples: int) -> compression.Direction:
+    """Returns one direction as the trainer builds it, on a link without limits.
+
+    Args:
+        way: "up" or "down".
+        settings: of the direction, as those of `directions`.
+        spec: of a cut tensor.
+        num_samples: of the training set.
+
+    Raises:
+        InputError: no frame of the method is so small.
+    """
+    config = configs.DirectionConfig(**settings)
+    return compression.build(way, config, views.resolve(config.view, spec.shape), spec, num_samples, MAX_BYTES)
 
 
 def overrides(method: str, ratio: int, shape: tuple[int, ...]) -> dict[str, Any]:

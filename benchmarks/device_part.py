@@ -4,9 +4,11 @@
     python benchmarks/device_part.py [--config configs/cifar10_bench.toml] [--rounds 10]
 
 With the settings of the grid (`accuracy_vs_bytes.py`) at 32x, or where a method has no such frame or sends less, at
-128x, 8x or 1x. The gradient is compressed as in training, with what the uplink has fixed. Captured tensors, warm, by
-turns with the uncompressed step; the median of the rounds' ratios counts. Beside it, how often a method was compiled in
-all rounds, whose budgets differ. It writes `benchmarks/results/device_part.json`.
+128x, 8x or 1x. Three programs, as of two parties: the client's message, the server's answer, what the client makes of
+it; the gradient is compressed as in training, with what the uplink has fixed. Captured tensors, warm, by turns with the
+uncompressed step; the median of the rounds' ratios counts. Beside it, the time of making both frames and reading them
+(an entropy coder's is there), and how often a method was compiled in all rounds, whose budgets differ. It writes
+`benchmarks/results/device_part.json`.
 """
 
 import argparse
@@ -15,22 +17,20 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg  # noqa: F401  # loads LAPACK, so that its threads can be limited
-from accuracy_vs_bytes import SETTINGS, directions, has_more_to_send
+from accuracy_vs_bytes import SETTINGS, built, directions, has_more_to_send
 from capture import FOLDER
 from record import write
 from step import made_data, split_step
 from threadpoolctl import threadpool_limits
 
-from nscjax import compress
+from nscjax import compress, wire
 from nscjax.check import InputError
-from nscjax.compress import view as views
-from train import compression
 from train import config as configs
 
 TIMED_RATIOS = (32, 128, 8, 1)
@@ -41,61 +41,85 @@ def duplex(
     method: str, ratio: int, spec: jax.ShapeDtypeStruct, num_samples: int
 ) -> tuple[compress.Duplex, tuple[int, int]]:
     """Returns (both directions of a method, their budgets); raises an `InputError` where no frame is so small."""
-    made = []
-    for name, settings in zip(("up", "down"), directions(method, ratio, spec.shape[1:])):
-        config = configs.DirectionConfig(**settings)
-        made.append(compression.build(name, config, views.resolve(config.view, spec.shape), spec, num_samples, 1 << 30))
-    up, down = made
+    ways = zip(("up", "down"), directions(method, ratio, spec.shape[1:]))
+    up, down = (built(way, settings, spec, num_samples) for way, settings in ways)
     return compress.Duplex(up.compressor, down.compressor), (up.cap_bytes, down.cap_bytes)
 
 
-def exchange(both: compress.Duplex) -> Callable:
-    """Returns `(x, x_grad, states, ids, budgets) -> (what arrived, states)`: a message up and its answer."""
+class Programs(NamedTuple):
+    """What the parties compute for one message each way; states are (sender's, receiver's) of a direction."""
 
-    def crossed(x, x_grad, states, ids, budgets):
-        (up_enc, up_dec), (down_enc, down_dec) = states
-        up_side, down_side = (compress.SideInfo(jax.random.key(way), budgets[way], ids) for way in (0, 1))
-        payload, up_enc = both.up.compress(x, up_enc, up_side)
-        x_hat, up_dec = both.up.decompress(payload, up_dec, up_side)
-        # The support is made twice, as by two parties.
-        sender, receiver = (both.side_down(payload, down_side, state) for state in (up_dec, up_enc))
-        answer, down_enc = both.down.compress(x_grad, down_enc, sender)
-        grad_hat, down_dec = both.down.decompress(answer, down_dec, receiver)
-        return (x_hat, grad_hat), ((up_enc, up_dec), (down_enc, down_dec))
+    send: Callable
+    answer: Callable
+    receive: Callable
 
-    return jax.jit(crossed)
+
+def programs(both: compress.Duplex) -> Programs:
+    """Returns the three programs of an exchange."""
+
+    def side(way, budget, ids):
+        return compress.SideInfo(jax.random.key(way), budget, ids)
+
+    def send(x, up_enc, ids, budget):
+        return both.up.compress(x, up_enc, side(0, budget, ids))
+
+    def answer(payload, x_grad, up_dec, down_enc, ids, budgets):
+        x_hat, up_dec = both.up.decompress(payload, up_dec, side(0, budgets[0], ids))
+        reply, down_enc = both.down.compress(
+            x_grad, down_enc, both.side_down(payload, side(1, budgets[1], ids), up_dec)
+        )
+        return x_hat, reply, up_dec, down_enc
+
+    def receive(payload, reply, up_enc, down_dec, ids, budget):
+        return both.down.decompress(reply, down_dec, both.side_down(payload, side(1, budget, ids), up_enc))
+
+    return Programs(*map(jax.jit, (send, answer, receive)))
 
 
 def share_of_step(
-    method: str, series: dict[str, np.ndarray], spec: jax.ShapeDtypeStruct, step: Callable[[], None], rounds: int
+    method: str,
+    series: dict[str, jax.Array],
+    spec: jax.ShapeDtypeStruct,
+    num_samples: int,
+    step: Callable[[], None],
+    rounds: int,
 ) -> dict[str, Any]:
     """Returns what share of a step a method takes, at which ratio, and how often it was compiled."""
     for ratio in TIMED_RATIOS:
         if method != "fp16" and not has_more_to_send(method, ratio, spec.shape[1:]):
             continue
         try:
-            both, caps = duplex(method, ratio, spec, spec.shape[0])
+            both, caps = duplex(method, ratio, spec, num_samples)
         except InputError:
             continue
         break
-    run = exchange(both)
-    states = both.up.init(jax.random.key(0), spec), both.down.init(jax.random.key(0), spec)
+    run = programs(both)
+    (up_enc, up_dec), (down_enc, down_dec) = (way.init(jax.random.key(0), spec) for way in both[:2])
     ids = jnp.arange(spec.shape[0], dtype=jnp.int32)
     xs, x_grads = (series[f"{way}_250"] for way in ("up", "down"))
-    shares = []
+    shares, frame_shares = [], []
     for number in range(rounds + WARM):
-        message = number % len(xs)
+        x, x_grad = (tensors[number % len(xs)] for tensors in (xs, x_grads))
         # Less than it may have, by turns: the rank changes, and nothing is to be compiled for it.
         budgets = tuple(np.int32(cap if number % 2 else cap - cap // 8) for cap in caps)
         started = time.perf_counter()
         step()
-        middle = time.perf_counter()
-        _, states = jax.block_until_ready(run(xs[message], x_grads[message], states, ids, budgets))
-        shares.append((time.perf_counter() - middle) / (middle - started))
+        stepped = time.perf_counter()
+        payload, up_enc = run.send(x, up_enc, ids, budgets[0])
+        _, reply, up_dec, down_enc = run.answer(payload, x_grad, up_dec, down_enc, ids, budgets)
+        grad_hat, down_dec = run.receive(payload, reply, up_enc, down_dec, ids, budgets[1])
+        jax.block_until_ready((grad_hat, up_dec, down_enc, down_dec))
+        computed = time.perf_counter()
+        for message in (payload, reply):
+            wire.decode(wire.encode(jax.device_get(message)), like=message)
+        framed = time.perf_counter()
+        shares.append((computed - stepped) / (stepped - started))
+        frame_shares.append((framed - computed) / (stepped - started))
     return {
         "ratio": ratio,
         "device_part_over_step": statistics.median(shares[WARM:]),
-        "compilations": run._cache_size(),
+        "frames_over_step": statistics.median(frame_shares[WARM:]),
+        "compilations": max(program._cache_size() for program in run),
     }
 
 
@@ -108,10 +132,12 @@ def main() -> None:
     config = configs.from_toml(Path(options.config))
     rows: dict[str, Any] = {}
     with np.load(FOLDER / f"{Path(options.config).stem}.npz") as file, threadpool_limits(limits=1, user_api="blas"):
-        series = {name: file[name] for name in ("up_250", "down_250")}
+        series = {name: jnp.asarray(file[name]) for name in ("up_250", "down_250")}
         spec = jax.ShapeDtypeStruct(series["up_250"].shape[1:], series["up_250"].dtype)
         alone = configs.CompressConfig(*[configs.DirectionConfig(method="identity")] * 2)
         advance, state, _, _ = split_step(dataclasses.replace(config, compress=alone), made_data((32, 32, 3), 10))
+
+        num_samples = config.data.num_train or spec.shape[0]  # that a cache a sample has to hold
 
         def step() -> None:
             nonlocal state
@@ -119,7 +145,7 @@ def main() -> None:
             jax.block_until_ready(out)
 
         for method in SETTINGS:
-            rows[method] = share_of_step(method, series, spec, step, options.rounds)
+            rows[method] = share_of_step(method, series, spec, num_samples, step, options.rounds)
             print(method, rows[method], flush=True)
     write("device_part", {"config": Path(options.config).name, "methods": rows}, seeds=[0])
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg  # noqa: F401  # loads LAPACK, so that its threads can be limited
-from accuracy_vs_bytes import RATIOS, SETTINGS, UNLIMITED_RANK, directions
+from accuracy_vs_bytes import RATIOS, SETTINGS, UNLIMITED_RANK, built, directions
 from capture import FOLDER
 from record import write
 from threadpoolctl import threadpool_limits
@@ -31,7 +31,6 @@ from nscjax import compress, measure
 from nscjax.check import InputError
 from nscjax.compress import view as views
 from train import compression
-from train import config as configs
 
 EVERY_COMPONENT: dict[str, dict[str, int]] = {
     "nsc_rd": {"max_rank": UNLIMITED_RANK, "mean_bits": 0},
@@ -58,9 +57,7 @@ def direction(
 ) -> compression.Direction:
     """Returns one direction of a method with all its components; raises an `InputError` where no frame is so small."""
     settings = directions(method, ratio, spec.shape[1:], EVERY_COMPONENT.get(method, {}))[way]
-    config = configs.DirectionConfig(**settings | {"ratio": ratio} | changes)
-    view = views.resolve(config.view, spec.shape)
-    return compression.build(("up", "down")[way], config, view, spec, num_messages * spec.shape[0], 1 << 30)
+    return built(("up", "down")[way], settings | {"ratio": ratio} | changes, spec, num_messages * spec.shape[0])
 
 
 def sender(made: compression.Direction, spec: jax.ShapeDtypeStruct) -> tuple[Callable, Any]:

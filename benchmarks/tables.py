@@ -155,9 +155,10 @@ def peers(rows: dict[str, Any]) -> list[list[str]]:
 
 def device_part(rows: dict[str, Any]) -> list[list[str]]:
     """Returns a line a method: what it takes of a step's time, and how often it was compiled."""
-    table = [["method", "ratio", "time over a step's", "compilations"]]
+    table = [["method", "ratio", "device part over a step", "frames over a step", "compilations"]]
     for name, row in rows["methods"].items():
-        table.append([name, f"{row['ratio']}x", f"{row['device_part_over_step']:.2f}", str(row["compilations"])])
+        shares = (f"{row[share]:.2f}" for share in ("device_part_over_step", "frames_over_step"))
+        table.append([name, f"{row['ratio']}x", *shares, str(row["compilations"])])
     return table
 
 
