@@ -9,11 +9,11 @@ are thick.
 
 import json
 import statistics
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from accuracy_vs_bytes import METHODS
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from record import RESULTS
@@ -40,9 +40,9 @@ def lines(cells: dict[str, Any]) -> dict[str, list[tuple[float, float, float]]]:
     return {method: sorted(points) for method, points in found.items()}
 
 
-def styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Returns colour, marker and order by method: the same in every figure of as many methods."""
-    others = [method for method in methods if method not in OURS]
+def styles() -> dict[str, dict[str, Any]]:
+    """Returns colour, marker and order by method: the same in every figure."""
+    others = {*METHODS} - {"none", *OURS}
     found: dict[str, dict[str, Any]] = {
         method: {
             "color": COLOURS[i % len(COLOURS)],
@@ -62,7 +62,7 @@ def over_bytes(result: dict[str, Any]) -> Figure:
     by_method = lines(result["rows"]["cells"])
     none = by_method.pop("none", None)
     figure, axes = _empty("test accuracy in per cent, cut compressed", result["rows"]["config"])
-    style = styles(by_method)
+    style = styles()
     for method in sorted(by_method, key=lambda method: -max(point[1] for point in by_method[method])):
         megabytes, accuracy, error = zip(*by_method[method])
         axes.errorbar(megabytes, accuracy, error, capsize=2, label=method, **style[method])
@@ -113,7 +113,7 @@ def time_to_target(result: dict[str, Any]) -> Figure:
     traces = sorted(next(iter(cells.values()))["seconds"], key=lambda trace: cells["none"]["seconds"][trace] or 0)
     figure, axes = _empty("", f"{rows['config']}: time until {rows['target']:.0%} test accuracy on recorded links")
     methods = dict.fromkeys(name.split()[0] for name in cells if name != "no_bytes")
-    style = styles(method for method in methods if method != "none") | {"none": {"color": NONE, "marker": "x"}}
+    style = styles() | {"none": {"color": NONE, "marker": "x"}}
     for method in methods:
         own = [cell["seconds"] for name, cell in cells.items() if name.split()[0] == method]
         points = [
