@@ -8,6 +8,8 @@ loss. Departures: the number of centroids is a power of two that follows the bud
 before, and is run on every n-th subvector (at most 16,384 of them), an empty cluster moves to a subvector; one group of
 subvectors (R = 1, the source's default); the gradient may be compressed by any method (there it is sent whole); the
 correction is the mean over the batch, as the loss is: summed, with the source's weight, training collapsed to chance.
+K-means takes longer than the training step it is in (`benchmarks/device_part.py`): distances of all subvectors to all
+centroids, whatever the arithmetic.
 """
 
 import math
