@@ -6,8 +6,8 @@ what the receiver holds of every sample, the sender sends Q(x - held). Q has a s
 magnitude over samples and places, and the levels k / 2**(b - 1), zero among them; gradients go through Q as they are.
 Departures: the first visit is compressed as all others are (the source sends it whole, over any budget); scales are
 float32 (half precision there); the number of bits follows the budget; the caches are not compressed. With the 12,800
-samples of `cifar10_bench` a message takes longer than the training step (`benchmarks/device_part.py`): the caches, whole
-cut tensors of every sample, are copied inside a step that may be undone.
+samples of `cifar10_bench` a message takes longer than the training step (`benchmarks/device_part.py`): the caches,
+whole cut tensors of every sample, are copied inside a step that may be undone.
 """
 
 import jax.numpy as jnp
