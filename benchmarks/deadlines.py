@@ -10,6 +10,7 @@ fact. Virtual clock. It writes `benchmarks/results/deadlines.json`.
 """
 
 import argparse
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,11 @@ def carried(trace: links.Trace, clock: links.Clock, seconds: Array | float) -> A
     return jax.lax.fori_loop(0, 30, halve, (jnp.int32(0), jnp.int32(1 << 30)))[0]
 
 
+@functools.partial(jax.jit, static_argnames=("deadline_s", "num_messages", "estimator"))
 def sent(
     trace: links.Trace, deadline_s: float, num_messages: int, estimator: links.Estimator | None, size: Array | int = 0
-) -> tuple[Array, Array]:
-    """Returns the shares (in time, used) of messages that an estimator sizes, or that have one size, in bytes."""
+) -> dict[str, Array]:
+    """Returns the shares in time and used of messages that an estimator sizes, or that have one size, in bytes."""
 
     def send(carry, _):
         clock, state = carry
@@ -74,21 +76,17 @@ def sent(
     state = () if estimator is None else estimator.init(jnp.float32(1.0))
     _, found = jax.lax.scan(send, (links.start(), state), None, length=num_messages)
     in_time, came, most = (values[COLD_MESSAGES:].astype(jnp.float32) for values in found)
-    return jnp.mean(in_time), jnp.sum(came) / jnp.sum(most)
+    return {"in_time": jnp.mean(in_time), "used": jnp.sum(came) / jnp.sum(most)}
 
 
 def one_size(trace: links.Trace, deadline_s: float, num_messages: int, in_time: float) -> dict[str, float]:
     """Returns the shares of the largest messages of one size of which at least the share `in_time` is in time."""
-    send = jax.jit(lambda size: sent(trace, deadline_s, num_messages, None, size))
+    send = functools.partial(sent, trace, deadline_s, num_messages, None)
     low, high = 1, LARGEST  # shares fall with the size, but for the chance of when messages leave
     while high - low > max(low // 50, 1):
         middle = int((low * high) ** 0.5) + 1
-        low, high = (middle, high) if float(send(middle)[0]) >= in_time else (low, middle)
-    return {"size": low} | _shares(send(low))
-
-
-def _shares(found: tuple[Array, Array]) -> dict[str, float]:
-    return {"in_time": float(found[0]), "used": float(found[1])}
+        low, high = (middle, high) if send(middle)["in_time"] >= in_time else (low, middle)
+    return {"size": low} | jax.tree.map(float, send(low))
 
 
 def main() -> None:
@@ -103,9 +101,9 @@ def main() -> None:
         for path in track(sorted(options.traces.glob("*.csv")), description=f"{deadline_s} s"):
             trace = links.read_trace(path)
             found = {
-                name: _shares(jax.jit(lambda trace: sent(trace, deadline_s, options.messages, estimator))(trace))  # noqa: B023
-                for name, estimator in ESTIMATORS.items()
+                name: sent(trace, deadline_s, options.messages, estimator) for name, estimator in ESTIMATORS.items()
             }
+            found = jax.tree.map(float, found)
             same = one_size(trace, deadline_s, options.messages, found[STRICTEST]["in_time"])
             rows[str(deadline_s)][path.stem] = found | {"one size": same}
     write("deadlines", rows, seeds=[])

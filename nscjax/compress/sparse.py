@@ -190,17 +190,15 @@ def _sizes(spec: jax.ShapeDtypeStruct | Array) -> tuple[int, int]:
 def _empty(spec: jax.ShapeDtypeStruct | Array) -> Sparse:
     batch, width = _sizes(spec)
     num_bits = max(1, (width - 1).bit_length())
-    values = _empty_values(spec)
-    indices = jax.ShapeDtypeStruct((width, num_bits, -(-batch // 8)), jnp.uint8)
-    return Sparse(values.rank, values.scale, values.values, indices, values.shape, values.dtype)  # type: ignore[arg-type]
+    indices: Any = jax.ShapeDtypeStruct((width, num_bits, -(-batch // 8)), jnp.uint8)
+    return Sparse(**vars(_empty_values(spec)), indices=indices)
 
 
 def _empty_values(spec: jax.ShapeDtypeStruct | Array) -> SparseValues:
     batch, width = _sizes(spec)
-    return SparseValues(
-        rank=jax.ShapeDtypeStruct((), jnp.int32),  # type: ignore[arg-type]
-        scale=jax.ShapeDtypeStruct((), jnp.float32),  # type: ignore[arg-type]
-        values=jax.ShapeDtypeStruct((width, batch), jnp.float16),  # type: ignore[arg-type]
-        shape=tuple(spec.shape),
-        dtype=layout.dtype_code(spec.dtype),
-    )
+    arrays: dict[str, Any] = {
+        "rank": jax.ShapeDtypeStruct((), jnp.int32),
+        "scale": jax.ShapeDtypeStruct((), jnp.float32),
+        "values": jax.ShapeDtypeStruct((width, batch), jnp.float16),
+    }
+    return SparseValues(**arrays, shape=tuple(spec.shape), dtype=layout.dtype_code(spec.dtype))

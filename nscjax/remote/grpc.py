@@ -204,11 +204,12 @@ def _read(certs: Path, party: str) -> tuple[bytes, bytes, bytes]:
                 "remote.certs", str(certs), f"a folder with {', '.join(path.name for path in paths)}",
                 f"{path} is missing: `make certs` makes them.",
             )  # fmt: skip
+    authority, certificate, key = (path.read_bytes() for path in paths)
     try:  # to gRPC a damaged file looks like an address that is taken, or a server that is away
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.load_verify_locations(paths[0])
         context.load_cert_chain(paths[1], paths[2], password="")
-        ends = x509.load_pem_x509_certificate(paths[1].read_bytes()).not_valid_after_utc
+        ends = x509.load_pem_x509_certificate(certificate).not_valid_after_utc
     except (ssl.SSLError, ValueError) as problem:
         raise check.error(
             "remote.certs", str(certs), f"ca.pem, and {party}.pem with its own {party}.key, not encrypted",
@@ -220,7 +221,6 @@ def _read(certs: Path, party: str) -> tuple[bytes, bytes, bytes]:
             "remote.certs", str(certs), f"certificates that are valid: {paths[1].name} was until {ends:%Y-%m-%d}",
             "`make certs` in an empty folder makes new ones, for all parties.",
         )  # fmt: skip
-    authority, certificate, key = (path.read_bytes() for path in paths)
     return authority, certificate, key
 
 
