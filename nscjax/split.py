@@ -29,19 +29,27 @@ class SplitModel(NamedTuple):
         server_apply: `(params, smashed) -> logits`; if `stateful`, `(params, state, smashed, is_training) -> (logits,
             state)`.
         stateful: whether the halves carry running state (batch statistics), threaded as a value.
+        tail_apply: of a U-shaped network (`nscjax.u_shaped`) the client's last layers, `server_apply` being those in
+            between: `(params, features) -> logits`, or with state as above, of the same `params` and state as
+            `client_apply`. None where the server has the last layers.
     """
 
     client_apply: Callable[..., Any]
     server_apply: Callable[..., Any]
     stateful: bool = False
+    tail_apply: Callable[..., Any] | None = None
 
     def client(self, params: PyTree, state: PyTree, x: PyTree, is_training: bool) -> tuple[Array, PyTree]:
         """Returns `(smashed, state)` of the client's half."""
         return _apply(self.client_apply, self.stateful, params, state, x, is_training)
 
     def server(self, params: PyTree, state: PyTree, smashed: Array, is_training: bool) -> tuple[PyTree, PyTree]:
-        """Returns `(logits, state)` of the server's half."""
+        """Returns `(logits, state)` of the server's half; of a U-shaped network `(features, state)`."""
         return _apply(self.server_apply, self.stateful, params, state, smashed, is_training)
+
+    def tail(self, params: PyTree, state: PyTree, features: Array, is_training: bool) -> tuple[PyTree, PyTree]:
+        """Returns `(logits, state)` of the client's last layers in a U-shaped network, params and state of its half."""
+        return _apply(self.tail_apply, self.stateful, params, state, features, is_training)
 
 
 def _apply(apply, stateful, params, state, inputs, is_training):

@@ -131,7 +131,7 @@ def _attempt(
             checkpoints.forget_after(common)
             state = checkpoints.restore(share.first, common) if common else share.first
             counts = checkpoints.counts(common) if common else None
-            raw_bytes = measure.raw_bytes(share.spec.shape)
+            raw_bytes = share.setup.raw_message_bytes(share.spec)
             with journal.Journal(folder / "metrics.jsonl", terminal, calendar, raw_bytes, counts) as log:
                 client = Client(config, dataset, calendar, share, session, terminal, waiting.over)
                 # What was sent up to the checkpoint counts as well.

@@ -13,6 +13,9 @@ from nscjax.compress import view as views
 from nscjax.layout import MAX_BYTES
 from train.config import DirectionConfig
 
+GRADIENTS = ("down", "second_up")
+"""The directions in which gradients travel."""
+
 
 class Direction(NamedTuple):
     """One direction of the cut, ready to use.
@@ -75,7 +78,7 @@ def choose_view(name: str, config: DirectionConfig, example: Any, budget_bytes: 
 def build(
     name: str, config: DirectionConfig, view: str, spec: jax.ShapeDtypeStruct, num_samples: int, largest_budget: int
 ) -> Direction:
-    """Returns the direction `name` ("up" or "down") for cut tensors of `spec`.
+    """Returns the direction `name`, a section of `compress`, for cut tensors of `spec`.
 
     Args:
         name: of the direction.
@@ -90,7 +93,7 @@ def build(
     """
     cap = cap_bytes(config, spec)
     # AQ-SGD keeps what it has sent of every sample's activations; gradients it sends as they are.
-    kept = 0 if name == "down" and config.method == "aq_sgd" else num_samples
+    kept = 0 if name in GRADIENTS and config.method == "aq_sgd" else num_samples
     compressor, settings = _method(config, view, spec, kept, cap)
     least = compressor.min_bytes(spec)
     budget = min(cap, largest_budget)

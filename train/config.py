@@ -59,6 +59,8 @@ class ModelConfig:
         cut: the stage that is the client's last; a wrong one is answered with the network's stages.
         norm: the normalisation layer, `batch` or `group`.
         bottleneck: channels of a learned bottleneck at the cut (BottleNet++), at least 1; by default none.
+        second_cut: the stage that is the server's last, after `cut`: the rest is the client's again (U-shaped), so that
+            no label leaves it; by default the server has the rest.
     """
 
     name: str = "resnet8"
@@ -66,6 +68,7 @@ class ModelConfig:
     cut: str = "stage2"
     norm: str = "batch"
     bottleneck: int | None = None
+    second_cut: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,10 +140,19 @@ class CompressConfig:
     Attributes:
         up: from client to server: activations.
         down: from server to client: gradients.
+        second_down: of `model.second_cut`, from server to client: activations.
+        second_up: of `model.second_cut`, from client to server: gradients.
     """
 
     up: DirectionConfig = DirectionConfig()
     down: DirectionConfig = DirectionConfig()
+    second_down: DirectionConfig = DirectionConfig()
+    second_up: DirectionConfig = DirectionConfig()
+
+    def ways(self, is_u_shaped: bool) -> dict[str, DirectionConfig]:
+        """Returns the directions there are by name: of every cut the activations', then their gradients'."""
+        names = ("up", "down", *(("second_down", "second_up") if is_u_shaped else ()))
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,7 +322,7 @@ class Config:
         for name in ("client_step_s", "server_step_s"):
             if value := getattr(self.link, name):
                 raise check.error(f"link.{name}", value, f"0 with role {self.role!r}", "Both parties compute for real.")
-        for way, direction in (("up", self.compress.up), ("down", self.compress.down)):
+        for way, direction in self.compress.ways(self.model.second_cut is not None).items():
             if direction.view == "calibrate":
                 remedy = "It needs both halves in one process: calibrate in a local run, and give what it found."
                 raise check.error(
@@ -338,6 +350,8 @@ _SECTIONS = {
     "compress": CompressConfig,
     "compress.up": DirectionConfig,
     "compress.down": DirectionConfig,
+    "compress.second_down": DirectionConfig,
+    "compress.second_up": DirectionConfig,
     "link": LinkConfig,
     "remote": RemoteConfig,
     "train": TrainConfig,
@@ -479,7 +493,7 @@ def unused_keys(explicit: Iterable[str], direction: str, used: Iterable[str]) ->
 
     Args:
         explicit: the dotted keys given, as in `Loaded.explicit`.
-        direction: whose keys to look at, "up" or "down".
+        direction: whose keys to look at, such as "up".
         used: names of the direction's keys that have one.
     """
     prefix = f"compress.{direction}."

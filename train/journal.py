@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from nscjax.split import Message
 from nscjax.types import PyTree
 from train.run_folder import MetricsFile
 from train.state import TENSORS, Metrics
@@ -24,7 +25,7 @@ class Totals:
         steps: how many were made.
         up_bytes: of all uplink frames of training.
         down_bytes: of all downlink frames.
-        up_skipped: how many uplink messages the budget did not afford.
+        up_skipped: how many steps had an uplink message that the budget did not afford.
         down_skipped: the same for the downlink.
         link_seconds: that all messages took.
         wall_seconds: that the run took, all its parts together.
@@ -47,10 +48,11 @@ class Totals:
     def add(self, metrics: Metrics) -> None:
         """Adds one step."""
         self.steps += 1
-        self.up_bytes += int(metrics.up.num_bytes)
-        self.down_bytes += int(metrics.down.num_bytes)
-        self.up_skipped += int(metrics.up.is_skipped)
-        self.down_skipped += int(metrics.down.is_skipped)
+        up, down = by_direction(metrics)
+        self.up_bytes += num_bytes(up)
+        self.down_bytes += num_bytes(down)
+        self.up_skipped += any(bool(message.is_skipped) for message in up)
+        self.down_skipped += any(bool(message.is_skipped) for message in down)
         self.link_seconds += float(metrics.link_seconds)
 
     def raw_bytes(self, raw_message_bytes: int) -> tuple[int, int]:
@@ -62,6 +64,18 @@ class Totals:
         return sum(self.raw_bytes(raw_message_bytes)) / max(1, self.up_bytes + self.down_bytes)
 
 
+def by_direction(metrics: Metrics) -> tuple[list[Message], list[Message]]:
+    """Returns (up, down) a step's messages; of a U-shaped network the first cut's first."""
+    pairs = (metrics.up, metrics.second_up), (metrics.down, metrics.second_down)
+    up, down = ([message for message in pair if message is not None] for pair in pairs)
+    return up, down
+
+
+def num_bytes(messages: list[Message]) -> int:
+    """Returns the bytes of all frames."""
+    return sum(int(message.num_bytes) for message in messages)
+
+
 def train_line(metrics: Metrics, totals: Totals, epoch: int) -> dict[str, Any]:
     """Returns the line of the step that was just added to `totals`."""
     line: dict[str, Any] = {
@@ -71,8 +85,11 @@ def train_line(metrics: Metrics, totals: Totals, epoch: int) -> dict[str, Any]:
         "loss": float(metrics.loss),
         "accuracy": float(metrics.accuracy),
     }
-    messages = {"up": metrics.up, "down": metrics.down}
-    line |= {f"{way}_bytes": int(message.num_bytes) for way, message in messages.items()}
+    ways = dict(zip(("up", "down"), by_direction(metrics)))
+    line |= {f"{way}_bytes": num_bytes(sent) for way, sent in ways.items()}
+    second = {f"second_{way}": sent[1] for way, sent in ways.items() if len(sent) > 1}
+    line |= {f"{way}_bytes": int(message.num_bytes) for way, message in second.items()}
+    messages = {way: sent[0] for way, sent in ways.items()} | second
     line |= {f"{way}_rank": None if message.rank is None else int(message.rank) for way, message in messages.items()}
     # A server does not know what the client's activations were.
     line |= {

@@ -20,10 +20,10 @@ import numpy as np
 import scipy.linalg  # noqa: F401  # loads LAPACK, so that its threads can be limited
 from threadpoolctl import threadpool_limits
 
-from nscjax import check, measure, split
+from nscjax import check, split
 from nscjax.split import Half
 from nscjax.types import Array
-from train import checkpoint, compression, evaluate, journal, report, run_folder
+from train import checkpoint, compression, evaluate, journal, report, run_folder, u_step
 from train import config as configs
 from train import state as states
 from train import step as steps
@@ -140,7 +140,7 @@ def fit(
     with (
         checkpoint.Checkpoints(folder / "checkpoints") as checkpoints,
         Terminal(calendar.num_steps, done) as terminal,
-        journal.Journal(folder / "metrics.jsonl", terminal, calendar, measure.raw_bytes(spec.shape), counts) as log,
+        journal.Journal(folder / "metrics.jsonl", terminal, calendar, setup.raw_message_bytes(spec), counts) as log,
         Signals() as signals,
     ):
         network_name = f"{config.model.name} cut after {config.model.cut}" if about else "a model of your own, cut"
@@ -296,8 +296,14 @@ def _advance(setup: states.Setup, config: Config, dataset: Dataset, calendar: jo
 
 def _advance_on_device(setup: states.Setup, config: Config, dataset: Dataset, steps_per_epoch: int) -> Advance:
     batch_of = batches_on_device(config, jnp.asarray(dataset.x_train), jnp.asarray(dataset.y_train), steps_per_epoch)
-    parts = steps.programs(setup)
-    return lambda state, step: steps.train_step(parts, state, *batch_of(step))
+    train_step = _train_step(setup)
+    return lambda state, step: train_step(state, *batch_of(step))
+
+
+def _train_step(setup: states.Setup) -> Callable:
+    """Returns the function from (state, inputs, labels, sample ids) to (state, metrics)."""
+    kind: Any = steps if setup.second is None else u_step
+    return functools.partial(kind.train_step, kind.programs(setup))
 
 
 def batches_on_device(
@@ -334,20 +340,25 @@ def _advance_streamed(
         dataset.x_train, dataset.y_train, seed=config.seed, batch_size=config.train.batch_size,
         num_steps=num_steps, start_step=start_step,
     )  # fmt: skip
-    parts = steps.programs(setup)
-    return lambda state, _step: steps.train_step(parts, state, *map(jnp.asarray, next(batches)))
+    train_step = _train_step(setup)
+    return lambda state, _step: train_step(state, *map(jnp.asarray, next(batches)))
 
 
 def _announce(
     terminal: Terminal, config: Config, settings: dict[str, dict[str, Any]], explicit: frozenset[str], done: int
 ) -> None:
     """Says how the cut is compressed and where the run goes on."""
-    for way, direction in (("up", config.compress.up), ("down", config.compress.down)):
-        used = ", ".join(f"{key} {value}" for key, value in settings[way].items())
-        terminal.say(f"{way:>4}: {direction.method}" + (f" ({used})" if used else ""))
+    width = max(map(len, settings))
+    for way, own in settings.items():
+        direction, used = getattr(config.compress, way), ", ".join(f"{key} {value}" for key, value in own.items())
+        terminal.say(f"{way:>{width}}: {direction.method}" + (f" ({used})" if used else ""))
         unused = configs.unused_keys(explicit, way, compression.used_keys(way, direction))
         if unused:
             terminal.say(f"      ignored, for {direction.method} does not use them: {', '.join(unused)}")
+    if len(settings) == 2:
+        idle = [key for way in ("second_up", "second_down") for key in configs.unused_keys(explicit, way, ())]
+        if idle:
+            terminal.say(f"      ignored, for there is no model.second_cut: {', '.join(idle)}")
     if done:
         terminal.say(f"resumed after step {done}")
 

@@ -2,7 +2,8 @@
 
     python -m train.predict RUN_DIR IMAGES.npy
 
-prints one class number a line for uint8 images [N, H, W, C]. In Python, `client` and `server` give each half.
+prints one class number a line for uint8 images [N, H, W, C]. In Python, `client` and `server` give each half, and
+`tail` the client's last layers of a U-shaped network.
 """
 
 import sys
@@ -61,10 +62,30 @@ def client(
 def server(
     run_dir: str | Path, model: split.SplitModel | None = None, like: split.Half | None = None
 ) -> Callable[[Array], Array]:
-    """Returns the trained server's half as a function from smashed data to logits; arguments as in `client`."""
+    """Returns the trained server's half as a function from smashed data to logits; arguments as in `client`.
+
+    Of a U-shaped network it returns the second cut's tensor, which `tail` takes.
+    """
     (params, state), about = _load(run_dir, "server", like)
     model = model or _build(about)
     return jax.jit(lambda smashed: model.server(params, state, smashed, False)[0])
+
+
+def tail(
+    run_dir: str | Path, model: split.SplitModel | None = None, like: split.Half | None = None
+) -> Callable[[Array], Array]:
+    """Returns the client's last layers of a U-shaped network, from what the server's half returns to logits.
+
+    Arguments as in `client`.
+
+    Raises:
+        InputError: the network of the run is not U-shaped.
+    """
+    (params, state), about = _load(run_dir, "client", like)
+    model = model or _build(about)
+    if model.tail_apply is None:
+        raise check.error("network of the run", str(run_dir), "one with a second cut (model.second_cut)")
+    return jax.jit(lambda features: model.tail(params, state, features, False)[0])
 
 
 def _load(run_dir: str | Path, half: str, like: split.Half | None) -> tuple[split.Half, dict[str, Any]]:
@@ -89,10 +110,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         images = stream.memory_map(words[1])
         if images.ndim != 4 or images.dtype != np.uint8:
             raise check.error(words[1], f"{images.dtype} {images.shape}", "uint8 [N, H, W, C]")
-        client_half, server_half = client(words[0]), server(words[0])
+        layers = [client(words[0]), server(words[0])]
+        _, about = _load(words[0], "client", None)
+        if about.get("architecture", {}).get("second_cut"):
+            layers.append(tail(words[0]))
         for start in range(0, len(images), BATCH_SIZE):
-            logits = server_half(client_half(jnp.asarray(images[start : start + BATCH_SIZE])))
-            print("\n".join(str(label) for label in np.argmax(logits, axis=-1)))
+            passed = jnp.asarray(images[start : start + BATCH_SIZE])
+            for apply in layers:
+                passed = apply(passed)
+            print("\n".join(str(label) for label in np.argmax(passed, axis=-1)))
     except BrokenPipeError:  # whoever reads has enough
         sys.stdout = None
     except (check.InputError, OSError) as problem:

@@ -318,7 +318,7 @@ class Server:
         if self._calendar.is_log_due(self._totals.steps):
             self._metrics.write(line)
         assert self._terminal is not None
-        self._terminal.step(line, self._totals.ratio(measure.raw_bytes(made.spec.shape)))
+        self._terminal.step(line, self._totals.ratio(made.setup.raw_message_bytes(made.spec)))
         rank = -1 if line["down_rank"] is None else line["down_rank"]
         return {"frame": reply, "loss": float(loss), "accuracy": float(accuracy), "distortion": float(distortion),
                 "rank": rank, "broken": -1, "compute_s": time.monotonic() - started,

@@ -15,7 +15,7 @@ from nscjax.split import Half
 from nscjax.types import Array
 from train import compression, optimise
 from train import state as states
-from train.config import Config, DirectionConfig
+from train.config import Config
 from train.data import Dataset, can_flip
 from train.data.batches import epoch_key, epoch_order
 
@@ -99,20 +99,26 @@ def set_up(
         can_flip=can_flip(dataset.name),
     )
     ids = np.asarray(epoch_order(epoch_key(config.seed, 0), len(dataset.x_train)))[: config.train.batch_size]
-    spec = _check_halves(model, inputs, client, server, dataset.x_train[ids], dataset.num_classes)
-    examples: dict[str, Any] = dict.fromkeys(("up", "down"), spec)
-    if views is None and "calibrate" in (config.compress.up.view, config.compress.down.view):
-        crossed = crossing(model, inputs, client, server, dataset.x_train[ids], dataset.y_train[ids])
-        examples = dict(zip(("up", "down"), crossed))
+    specs = _check_halves(model, inputs, client, server, dataset.x_train[ids], dataset.num_classes)
+    ways = config.compress.ways(model.tail_apply is not None)
+    examples: Any = [spec for spec in specs for _ in range(2)]
+    if views is None and "calibrate" in {direction.view for direction in ways.values()}:
+        examples = crossing(model, inputs, client, server, dataset.x_train[ids], dataset.y_train[ids])
     link = _link(config)
     directions = {}
-    for name, example in examples.items():
-        direction: DirectionConfig = getattr(config.compress, name)
+    for (name, direction), example in zip(ways.items(), examples, strict=True):
+        spec = jax.ShapeDtypeStruct(example.shape, example.dtype)
         cap = compression.cap_bytes(direction, spec)
         view = views[name] if views else compression.choose_view(name, direction, example, cap)
-        largest = _largest_budget(config, getattr(link, name))
+        largest = _largest_budget(config, getattr(link, name.removeprefix("second_")))
         directions[name] = compression.build(name, direction, view, spec, len(dataset.x_train), largest)
     up, down = directions["up"], directions["down"]
+    second = None
+    if model.tail_apply:
+        forth, back = directions["second_down"], directions["second_up"]
+        second = states.SecondCut(
+            Duplex(up=forth.compressor, down=back.compressor), (forth.cap_bytes, back.cap_bytes), specs[1]
+        )
     setup = states.Setup(
         model=model,
         inputs=inputs,
@@ -124,49 +130,65 @@ def set_up(
         estimator=_estimator(config),
         deadline_s=config.link.deadline_s,
         key=jax.random.key(config.seed),
+        second=second,
     )
-    return setup, spec, {"up": up.settings, "down": down.settings}
+    return setup, specs[0], {name: direction.settings for name, direction in directions.items()}
 
 
 def _check_halves(
     model: split.SplitModel, inputs: states.Inputs, client: Half, server: Half, x: np.ndarray, num_classes: int
-) -> jax.ShapeDtypeStruct:
-    """Returns what crosses the cut; an `InputError` unless it is one array with a number for each sample and class."""
+) -> list[jax.ShapeDtypeStruct]:
+    """Returns what crosses every cut; an `InputError` unless it is an array, and logits are a number a class."""
+    parts = {"client": (model.client, client), "server": (model.server, server)}
+    if model.tail_apply:
+        parts["client's last layers"] = model.tail, client
+    passed: Any = jax.eval_shape(inputs.normalise, x)
+    specs: list[jax.ShapeDtypeStruct] = []
+    for apply, half in parts.values():
+        passed = jax.eval_shape(lambda half, passed, apply=apply: apply(*half, passed, True)[0], half, passed)
+        if len(specs) < len(parts) - 1:
+            specs.append(_crossing_spec("second cut" if specs else "cut", passed, len(x)))
+    if getattr(passed, "shape", None) != (len(x), num_classes):
+        found = jax.tree.map(lambda leaf: leaf.shape, passed)
+        raise check.error(f"shape of the {[*parts][-1]}'s logits", found, f"{(len(x), num_classes)}: batch, classes")
+    return specs
 
-    def forward(client: Half, x: Array) -> Array:
-        return model.client(*client, inputs.normalise(x), True)[0]
 
-    def logits_of(server: Half, smashed: Array) -> Array:
-        return model.server(*server, smashed, True)[0]
-
-    smashed = jax.eval_shape(forward, client, x)
+def _crossing_spec(cut: str, smashed: Any, batch_size: int) -> jax.ShapeDtypeStruct:
+    """Returns the shape and dtype of what crosses a cut; an `InputError` unless it is one array of floats."""
     found = jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", smashed)
     is_array = isinstance(smashed, jax.ShapeDtypeStruct) and jnp.issubdtype(smashed.dtype, jnp.floating)
-    if not is_array or smashed.ndim < 2 or smashed.shape[0] != len(x) or smashed.size == 0:
+    if not is_array or smashed.ndim < 2 or smashed.shape[0] != batch_size or smashed.size == 0:
         raise check.error(
-            "activations of the cut", found, f"one array of floats [{len(x)}, ...], batch first, not empty"
+            f"activations of the {cut}", found, f"one array of floats [{batch_size}, ...], batch first, not empty"
         )
-    logits = jax.eval_shape(logits_of, server, smashed)
-    if getattr(logits, "shape", None) != (len(x), num_classes):
-        found = jax.tree.map(lambda leaf: leaf.shape, logits)
-        raise check.error("shape of the server's logits", found, f"{(len(x), num_classes)}: batch, classes")
     return jax.ShapeDtypeStruct(smashed.shape, smashed.dtype)
 
 
 def crossing(
     model: split.SplitModel, inputs: states.Inputs, client: Half, server: Half, x: np.ndarray, y: np.ndarray
-) -> tuple[Array, Array]:
-    """Returns the activations of the cut and their gradient on one batch, with nothing compressed."""
+) -> tuple[Array, ...]:
+    """Returns the activations of every cut and their gradient on one batch, with nothing compressed."""
 
     @jax.jit
-    def cross(client: Half, server: Half, x: Array, y: Array) -> tuple[Array, Array]:
+    def cross(client: Half, server: Half, x: Array, y: Array) -> tuple[Array, ...]:
         smashed, _ = model.client(*client, inputs.normalise(x), True)
 
-        def loss(smashed):
-            logits, _ = model.server(*server, smashed, True)
+        def loss(logits):
             return states.cross_entropy(logits, y)[0]
 
-        return smashed, jax.grad(loss)(smashed)
+        def rest(smashed):
+            return model.server(*server, smashed, True)[0]
+
+        if model.tail_apply is None:
+            return smashed, jax.grad(lambda smashed: loss(rest(smashed)))(smashed)
+
+        def tail(features):
+            return model.tail(*client, features, True)[0]
+
+        features, backward = jax.vjp(rest, smashed)
+        features_grad = jax.grad(lambda features: loss(tail(features)))(features)
+        return smashed, *backward(features_grad), features, features_grad
 
     return cross(client, server, jnp.asarray(x), jnp.asarray(y))
 

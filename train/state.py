@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from nscjax import link as links
-from nscjax import split
+from nscjax import measure, split, u_shaped
 from nscjax.compress import Duplex
 from nscjax.types import Array, Key, PyTree
 from train.data.batches import augment, normalise
@@ -29,7 +29,7 @@ TENSORS = (
 """What a step checks for finiteness, in the order of cause; `Metrics.broken` is a position in it, or -1."""
 
 
-PURPOSES = ("compressors", "steps", "evaluation", "network")
+PURPOSES = ("compressors", "steps", "evaluation", "network", "second cut")
 """What random numbers are drawn for; each has a key of its own."""
 
 
@@ -81,6 +81,20 @@ class Inputs(NamedTuple):
         return x if self.mean is None else normalise(x, self.mean, self.std, self.dtype)
 
 
+class SecondCut(NamedTuple):
+    """Where a U-shaped network comes back to the client (`nscjax.u_shaped`).
+
+    Attributes:
+        duplex: its compressors: `up` of the activations, which come down, `down` of their gradient, which goes up.
+        caps: (activations, gradient) the largest frames that the config allows, in bytes.
+        spec: of a tensor of it.
+    """
+
+    duplex: Duplex
+    caps: tuple[int, int]
+    spec: jax.ShapeDtypeStruct
+
+
 class Setup(NamedTuple):
     """What stays the same for a whole run.
 
@@ -95,6 +109,7 @@ class Setup(NamedTuple):
         estimator: how bandwidth is estimated.
         deadline_s: seconds a message may take, or None.
         key: of the run; a step's keys follow from it and the step.
+        second: of a U-shaped network, its second cut.
     """
 
     model: split.SplitModel
@@ -107,6 +122,16 @@ class Setup(NamedTuple):
     estimator: links.Estimator
     deadline_s: float | None
     key: Key
+    second: SecondCut | None = None
+
+    def duplexes(self) -> u_shaped.Duplexes:
+        """Returns the compressors of both cuts of a U-shaped network."""
+        assert self.second is not None
+        return self.duplex, self.second.duplex
+
+    def raw_message_bytes(self, spec: jax.ShapeDtypeStruct) -> int:
+        """Returns the float32 bytes that a step takes one way: of the cut tensor `spec`, and of the second cut's."""
+        return measure.raw_bytes(spec.shape) + (measure.raw_bytes(self.second.spec.shape) if self.second else 0)
 
 
 class Metrics(NamedTuple):
@@ -117,10 +142,12 @@ class Metrics(NamedTuple):
         accuracy: share of the batch that was right.
         up: the uplink's message.
         down: the downlink's message.
-        up_budget_bytes: what the uplink's frame was allowed.
+        up_budget_bytes: what the uplink's frames were allowed.
         down_budget_bytes: the same for the downlink.
-        link_seconds: how long both messages took on the virtual clock.
+        link_seconds: how long all messages took on the virtual clock.
         broken: which of `TENSORS` was not finite, or -1.
+        second_up: of a U-shaped network, the uplink's second message.
+        second_down: the downlink's other one.
     """
 
     loss: Array
@@ -131,6 +158,8 @@ class Metrics(NamedTuple):
     down_budget_bytes: Array
     link_seconds: Array
     broken: Array
+    second_up: split.Message | None = None
+    second_down: split.Message | None = None
 
 
 def init(setup: Setup, spec: jax.ShapeDtypeStruct, client: tuple, server: tuple, initial_mbps: tuple) -> TrainState:
@@ -143,9 +172,7 @@ def init(setup: Setup, spec: jax.ShapeDtypeStruct, client: tuple, server: tuple,
         server: the same of the server's.
         initial_mbps: (up, down) bandwidth to reckon with before the first transfer, in Mbit/s.
     """
-    client_party, server_party = split.init_parties(
-        setup.duplex, key_of(setup.key, "compressors"), spec, client, server
-    )
+    client_party, server_party = init_parties(setup, spec, client, server)
     state = TrainState(
         client=client_party,
         server=server_party,
@@ -157,6 +184,16 @@ def init(setup: Setup, spec: jax.ShapeDtypeStruct, client: tuple, server: tuple,
     )
     # Every leaf its own buffer: the step takes them over, and the caller's parameters stay the caller's.
     return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)
+
+
+def init_parties(
+    setup: Setup, spec: jax.ShapeDtypeStruct, client: split.Half, server: split.Half
+) -> tuple[split.Party, split.Party]:
+    """Returns both parties before the first step; arguments as in `init`."""
+    key = key_of(setup.key, "compressors")
+    if setup.second is None:
+        return split.init_parties(setup.duplex, key, spec, client, server)
+    return u_shaped.init_parties(setup.duplexes(), key, (spec, setup.second.spec), client, server)
 
 
 def cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:

@@ -69,7 +69,7 @@ def send(
         sample_ids: int32 [B].
         budget: int32, bytes.
     """
-    augment_key, up_key, _ = _keys(setup, step)
+    augment_key, up_key, _ = keys(setup, step)
     inputs = setup.inputs.normalise(setup.inputs.augment(augment_key, x))
     side = SideInfo(up_key, budget, sample_ids)
     return split.client_forward(setup.model, setup.duplex, client, inputs, side)
@@ -99,7 +99,7 @@ def answer(
         up_budget: int32, bytes; what the uplink's frame was allowed.
         down_budget: int32, bytes.
     """
-    _, up_key, down_key = _keys(setup, step)
+    _, up_key, down_key = keys(setup, step)
     done, moved = split.server_step(
         setup.model,
         setup.duplex,
@@ -110,8 +110,8 @@ def answer(
         SideInfo(up_key, up_budget, sample_ids),
         SideInfo(down_key, down_budget, sample_ids),
     )
-    moved, new_optimiser = _updated(setup, step, moved, optimiser, done.grads, measure.is_skipped(payload))
-    are_grads_finite, is_half_finite = _all_finite(done.grads), _is_half_finite(moved, new_optimiser)
+    moved, new_optimiser = updated(setup, step, moved, optimiser, done.grads, measure.is_skipped(payload))
+    are_grads_finite, is_half_finite = all_finite(done.grads), is_party_finite(moved, new_optimiser)
     answered = Answer(
         done.payload, done.loss, done.metrics, done.smashed_hat, done.smashed_grad, are_grads_finite, is_half_finite
     )
@@ -140,17 +140,23 @@ def receive(
         sample_ids: int32 [B].
         budget: int32, bytes; what the downlink's frame was allowed.
     """
-    *_, down_key = _keys(setup, step)
+    *_, down_key = keys(setup, step)
     side = SideInfo(down_key, budget, sample_ids)
     grads, grad_hat, moved = split.client_backward(setup.duplex, client, pending, payload, side)
     stays = measure.is_skipped(pending.payload) | measure.is_skipped(payload)
-    moved, new_optimiser = _updated(setup, step, moved, optimiser, grads, stays)
-    return Receipt(grad_hat, _all_finite(grads), _is_half_finite(moved, new_optimiser)), moved, new_optimiser
+    moved, new_optimiser = updated(setup, step, moved, optimiser, grads, stays)
+    return Receipt(grad_hat, all_finite(grads), is_party_finite(moved, new_optimiser)), moved, new_optimiser
 
 
-def budgets(setup: Setup, link_state: PyTree) -> tuple[Array, Array]:
-    """Returns (up, down) the largest frames of a step, int32: what the config and the link allow."""
-    up, down = (jnp.asarray(cap, jnp.int32) for cap in setup.caps)
+def budgets(setup: Setup, link_state: PyTree, caps: tuple[int, int] | None = None) -> tuple[Array, Array]:
+    """Returns (up, down) the largest frames of an exchange, int32: what the config and the link allow.
+
+    Args:
+        setup: of the run.
+        link_state: as the link is before it.
+        caps: (up, down) what the config allows, by default of the first cut's messages.
+    """
+    up, down = (jnp.asarray(cap, jnp.int32) for cap in caps or setup.caps)
     if setup.deadline_s is None:
         return up, down
     up_link, down_link = links.budgets(setup.link, setup.estimator, link_state, setup.deadline_s)
@@ -182,7 +188,7 @@ def settle(
     up_budget, down_budget = budgets(setup, state.link)
     link, up_s, down_s = links.exchange(setup.link, setup.estimator, state.link, up.num_bytes, down.num_bytes)
     # A message's distortion is finite only if the tensor and what arrived of it are.
-    is_finite = jnp.stack([
+    is_finite = [
         jnp.isfinite(up.distortion),
         jnp.isfinite(answered.loss),
         jnp.isfinite(down.distortion),
@@ -190,13 +196,23 @@ def settle(
         answered.are_grads_finite,
         receipt.is_half_finite,
         answered.is_half_finite,
-    ])  # fmt: skip
-    assert len(is_finite) == len(TENSORS)
-    broken = jnp.where(jnp.all(is_finite), -1, jnp.argmin(is_finite))
-    is_sound = state.is_sound & (broken < 0)
+    ]
+    broken = broken_of(is_finite)
     metrics = Metrics(answered.loss, answered.accuracy, up, down, up_budget, down_budget, up_s + down_s, broken)
-    moved = moved._replace(link=link, step=state.step + 1)
-    return split.select(is_sound, moved._replace(is_sound=is_sound), state._replace(is_sound=is_sound)), metrics
+    return if_sound(state, moved._replace(link=link, step=state.step + 1), broken), metrics
+
+
+def broken_of(is_finite: list[Array]) -> Array:
+    """Returns the first of `TENSORS` that is not finite, or -1."""
+    assert len(is_finite) == len(TENSORS)
+    found = jnp.stack(is_finite)
+    return jnp.where(jnp.all(found), -1, jnp.argmin(found))
+
+
+def if_sound(state: TrainState, moved: TrainState, broken: Array) -> TrainState:
+    """Returns the state after a step; after a number that was not finite, for good, the one before it."""
+    is_sound = state.is_sound & (broken < 0)
+    return split.select(is_sound, moved._replace(is_sound=is_sound), state._replace(is_sound=is_sound))
 
 
 class Programs(NamedTuple):
@@ -211,8 +227,12 @@ class Programs(NamedTuple):
 
 def programs(setup: Setup) -> Programs:
     """Returns the parts of a step, each compiled when it is first called."""
-    parts = (send, answer, receive, budgets, settle)
-    return Programs(*(jax.jit(functools.wraps(part)(functools.partial(part, setup))) for part in parts))
+    return Programs(*compiled(setup, send, answer, receive, budgets, settle))
+
+
+def compiled(setup: Setup, *parts: Callable) -> list[Callable]:
+    """Returns functions of a setup as programs of the rest."""
+    return [jax.jit(functools.wraps(part)(functools.partial(part, setup))) for part in parts]
 
 
 def train_step(parts: Programs, state: TrainState, x: Array, y: Array, sample_ids: Array) -> tuple[TrainState, Metrics]:
@@ -239,13 +259,13 @@ def train_step(parts: Programs, state: TrainState, x: Array, y: Array, sample_id
     return parts.settle(state, moved, payload, pending.smashed, answered, receipt)
 
 
-def _keys(setup: Setup, step: Array) -> tuple[Key, Key, Key]:
+def keys(setup: Setup, step: Array) -> tuple[Key, Key, Key]:
     """Returns the keys of a step: for augmentation, uplink and downlink."""
     augment_key, up_key, down_key = jax.random.split(jax.random.fold_in(key_of(setup.key, "steps"), step), 3)
     return augment_key, up_key, down_key
 
 
-def _updated(
+def updated(
     setup: Setup, step: Array, party: split.Party, optimiser: PyTree, grads: PyTree, stays: Array
 ) -> tuple[split.Party, PyTree]:
     """Returns the party with updated parameters, and its optimiser's state; unless it `stays` as it is."""
@@ -255,12 +275,13 @@ def _updated(
     return party._replace(params=params), split.select(stays, optimiser, new_optimiser)
 
 
-def _is_half_finite(party: split.Party, optimiser: PyTree) -> Array:
+def is_party_finite(party: split.Party, optimiser: PyTree) -> Array:
     """Returns whether parameters, running state and optimiser's state are: they overflow where gradients do not."""
-    return _all_finite((party.params, party.state, optimiser))
+    return all_finite((party.params, party.state, optimiser))
 
 
-def _all_finite(tree: PyTree) -> Array:
+def all_finite(tree: PyTree) -> Array:
+    """Returns whether every number in a pytree is finite, bool []."""
     return jnp.all(jnp.stack([jnp.asarray(True), *(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree))]))
 
 
@@ -280,7 +301,7 @@ def echo_up(
         sample_ids: int32 [B].
         budget: int32, bytes.
     """
-    _, up_key, _ = _keys(setup, step)
+    _, up_key, _ = keys(setup, step)
     smashed_hat, mirror = setup.duplex.up.decompress(payload, mirror, SideInfo(up_key, budget, sample_ids))
     return split.message(setup.duplex.up, payload, smashed, smashed_hat), mirror
 
@@ -309,7 +330,7 @@ def echo_down(
         sample_ids: int32 [B].
         budget: int32, bytes.
     """
-    *_, down_key = _keys(setup, step)
+    *_, down_key = keys(setup, step)
     side = setup.duplex.side_down(up_payload, SideInfo(down_key, budget, sample_ids), up_state)
     grad_hat, new_mirror = setup.duplex.down.decompress(payload, mirror, side)
     message = split.message(setup.duplex.down, payload, smashed_grad, grad_hat)

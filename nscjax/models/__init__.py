@@ -14,6 +14,8 @@ Example:
     >>> logits, server_state = model.server_apply(*server, smashed, is_training=False)
     >>> smashed.shape, logits.shape
     ((2, 32, 32, 16), (2, 10))
+
+With `second_cut` the stages after it are the client's again (`nscjax.u_shaped`), and their parameters in its half.
 """
 
 from collections.abc import Callable
@@ -22,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from nscjax.check import at_least, count, one_of
+from nscjax.check import at_least, count, error, one_of
 from nscjax.models import stages as _stages
 from nscjax.models.bottleneck import bottlenet
 from nscjax.models.cnn import cnn
@@ -67,6 +69,7 @@ def build(
     norm: str = "batch",
     dtype: DTypeLike = jnp.float32,
     bottleneck: int | None = None,
+    second_cut: str | None = None,
 ) -> SplitModel:
     """Returns the functions of a network cut in two.
 
@@ -82,19 +85,25 @@ def build(
         norm: ``"batch"`` (running statistics as state) or ``"group"`` (no state).
         dtype: of the computation, float32 or bfloat16. Parameters and state are float32.
         bottleneck: channels of a learned bottleneck at the cut (`nscjax.models.bottleneck`), or None for none.
+        second_cut: name of the server's last stage, one of `cut_names` after `cut`: the rest is the client's, and the
+            server returns `dtype`, the client's last layers the logits. None leaves all stages to the server.
 
     Raises:
-        InputError: name, cut, norm or a size is not among those allowed, or the cut cannot have a bottleneck.
+        InputError: name, a cut, norm or a size is not among those allowed, or the cut cannot have a bottleneck.
     """
-    client_stages, server_stages = _halves(name, width, cut, num_classes, norm, dtype, bottleneck)
+    client_stages, server_stages, tail_stages = _parts(
+        name, width, cut, num_classes, norm, dtype, bottleneck, second_cut
+    )
 
-    def half(stages: Stages) -> Callable[..., tuple[Array, Trees]]:
+    def part(stages: Stages) -> Callable[..., tuple[Array, Trees]]:
         def apply(params: Trees, state: Trees, x: Array, is_training: bool) -> tuple[Array, Trees]:
-            return _stages.apply(stages, params, state, x.astype(dtype), is_training)
+            y, new_state = _stages.apply(stages, params, state, x.astype(dtype), is_training)
+            return y, state | new_state if tail_stages else new_state  # of a half in two parts the other part's stays
 
         return apply
 
-    return SplitModel(half(client_stages), half(server_stages), stateful=True)
+    tail = part(tail_stages) if tail_stages else None
+    return SplitModel(part(client_stages), part(server_stages), stateful=True, tail_apply=tail)
 
 
 def init(
@@ -108,6 +117,7 @@ def init(
     norm: str = "batch",
     dtype: DTypeLike = jnp.float32,
     bottleneck: int | None = None,
+    second_cut: str | None = None,
 ) -> tuple[tuple[Trees, Trees], tuple[Trees, Trees]]:
     """Returns ``((client_params, client_state), (server_params, server_state))``.
 
@@ -127,18 +137,21 @@ def init(
         norm: as in `build`.
         dtype: as in `build`.
         bottleneck: as in `build`.
+        second_cut: as in `build`.
 
     Raises:
         InputError: as in `build`, or the model cannot take images of that size.
     """
-    client_stages, server_stages = _halves(name, width, cut, num_classes, norm, dtype, bottleneck)
-    variables = _stages.init(client_stages + server_stages, key, x_spec)
+    client_stages, server_stages, tail_stages = _parts(
+        name, width, cut, num_classes, norm, dtype, bottleneck, second_cut
+    )
+    variables = _stages.init(client_stages + server_stages + tail_stages, key, x_spec)
 
     def share(half: Stages) -> tuple[Trees, Trees]:
         params, state = ({n: tree[n] for n, _ in half if n in tree} for tree in variables)
         return params, state
 
-    return share(client_stages), share(server_stages)
+    return share(client_stages + tail_stages), share(server_stages)
 
 
 def _make_stages(name: str, width: int, num_classes: int, norm: str, dtype: DTypeLike) -> Stages:
@@ -149,15 +162,25 @@ def _make_stages(name: str, width: int, num_classes: int, norm: str, dtype: DTyp
     return make(width=width, num_classes=num_classes, norm=one_of("norm", norm, NORMS), dtype=dtype)
 
 
-def _halves(
-    name: str, width: int, cut: str | None, num_classes: int, norm: str, dtype: DTypeLike, bottleneck: int | None
-) -> tuple[Stages, Stages]:
-    """Returns the client's and the server's stages; the client has none where `cut` is None."""
+def _parts(
+    name: str,
+    width: int,
+    cut: str | None,
+    num_classes: int,
+    norm: str,
+    dtype: DTypeLike,
+    bottleneck: int | None,
+    second_cut: str | None,
+) -> tuple[Stages, Stages, Stages]:
+    """Returns the client's first stages, the server's, and the client's last; none where there is no such cut."""
     stages = _make_stages(name, width, num_classes, norm, dtype)
     names = [stage_name for stage_name, _ in stages[:-1]]
-    num_client_stages = 0 if cut is None else names.index(one_of("cut", cut, names)) + 1
-    client, server = stages[:num_client_stages], stages[num_client_stages:]
+    start = 0 if cut is None else names.index(one_of("cut", cut, names)) + 1
+    end = len(stages) if second_cut is None else names.index(one_of("second_cut", second_cut, names)) + 1
+    if end <= start:
+        raise error("second_cut", second_cut, f"a stage after the cut, {cut!r}, with at least one for the server")
+    client, server, tail = stages[:start], stages[start:end], stages[end:]
     if bottleneck is None:
-        return client, server
+        return client, server, tail
     encoder, decoder = bottlenet(client, count("bottleneck", bottleneck, 1), norm, dtype)
-    return client + encoder, decoder + server
+    return client + encoder, decoder + server, tail

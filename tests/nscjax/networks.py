@@ -65,6 +65,26 @@ def counting():
     return stateful, client_params, server_params
 
 
+def u_shaped():
+    """Returns (model, client parameters, server parameters): the perceptron with its last layer at the client.
+
+    The running state counts how often layers ran in training: one number at the server, two at the client.
+    """
+    rng = np.random.default_rng(1)
+    client_params = {"in": _normal(rng, 10, 16), "out": _normal(rng, 12, NUM_CLASSES)}
+
+    def layer(name, squash):
+        def apply(params, state, x, is_training):
+            state = state | {name: state[name] + 1} if is_training else state
+            y = x @ params[name]
+            return jnp.tanh(y) if squash else y, state
+
+        return apply
+
+    model = split.SplitModel(layer("in", True), layer("hidden", True), stateful=True, tail_apply=layer("out", False))
+    return model, client_params, {"hidden": _normal(rng, 16, 12)}
+
+
 FRESH = {"count": jnp.int32(0), "mean": jnp.float32(0)}
 """The running state of either half of the counting perceptron."""
 

@@ -17,7 +17,7 @@ ROOMS = (
     *("types", "check", "layout", "linalg", "measure"),
     "compress",
     *("wire", "cut", "link"),
-    *("split", "models", "remote"),
+    *("split", "u_shaped", "models", "remote"),
 )
 """The library's rooms from the ground up: each may import those before it."""
 

@@ -242,7 +242,7 @@ def test_an_unknown_key_of_the_file(file, text, key, nearest):
 
 
 def test_an_unknown_key_lists_its_neighbours(file):
-    assert "allowed: model.name, model.width, model.cut, model.norm, model.bottleneck." in refusal(
+    assert "allowed: model.name, model.width, model.cut, model.norm, model.bottleneck, model.second_cut." in refusal(
         "--config", file("model.x = 1\n")
     )
     top = "allowed: seed, run_dir, overwrite, role, predict, data, model, compress, link, remote, train"

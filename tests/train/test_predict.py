@@ -180,7 +180,7 @@ def test_a_half_says_how_it_was_made(finished):
     run_dir, _ = finished
     about = json.loads((run_dir / "halves" / "client" / "about" / "metadata").read_text())
     architecture = {"name": "mlp", "width": 16, "cut": "hidden2", "norm": "batch", "bottleneck": None,
-                    "num_classes": 3, "dtype": "float32"}  # fmt: skip
+                    "second_cut": None, "num_classes": 3, "dtype": "float32"}  # fmt: skip
     assert about["architecture"] == architecture
     assert about["shape"] == [8, 8, 1]
     assert np.float32(about["mean"]) == DATA.mean

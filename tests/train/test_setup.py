@@ -27,7 +27,7 @@ def set_up(config=OWN, dataset=None, model=None, views=None):
 def test_the_network_fits_the_data():
     dataset = runs.made_dataset()
     architecture = setup.architecture_of(NETWORK, dataset)
-    expected = {"name": "mlp", "width": 4, "cut": "hidden1", "norm": "batch", "bottleneck": None,
+    expected = {"name": "mlp", "width": 4, "cut": "hidden1", "norm": "batch", "bottleneck": None, "second_cut": None,
                 "num_classes": 3, "dtype": "float32"}  # fmt: skip
     assert architecture == expected
     model, client, server = setup.network(NETWORK, dataset)

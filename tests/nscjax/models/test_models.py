@@ -42,6 +42,31 @@ def test_client_then_server_is_the_whole_network_at_every_cut(name):
         assert program(cut) == whole
 
 
+@pytest.mark.parametrize("name", ["mlp", "resnet8"])
+def test_first_layers_then_server_then_last_layers_are_the_whole_network_wherever_it_is_cut_twice(name):
+    def program(cut, second_cut):
+        model = models.build(name, cut=cut, second_cut=second_cut, **SIZES)
+
+        def run(params, state, x):
+            if second_cut is None:
+                return model.server_apply(params, state, x, True)
+            passed, state = model.client_apply(params, state, x, True)
+            passed, state = model.server_apply(params, state, passed, True)
+            return model.tail_apply(params, state, passed, True)
+
+        return str(jax.make_jaxpr(run)(*whole_spec, SPEC))
+
+    _, whole_spec = init_spec(name, SPEC, width=8)
+    whole, names = program(None, None), models.cut_names(name)
+    for place, second_cut in enumerate(names):
+        assert program(None, second_cut) == whole
+        for cut in names[:place]:
+            assert program(cut, second_cut) == whole
+            halves = init_spec(name, SPEC, cut=cut, second_cut=second_cut, width=8)
+            assert tuple(one | other for one, other in zip(*halves)) == whole_spec
+            assert set(halves[1][0]) <= set(names[names.index(cut) + 1 : place + 1])
+
+
 @pytest.mark.parametrize("name", ["mlp", "cnn", "resnet8", "vit"])
 def test_each_half_has_the_parameters_of_its_own_stages(name):
     _, (whole_params, whole_state) = init_spec(name, SPEC, width=8)
