@@ -20,6 +20,7 @@ from nscjax.compress.base import Dense
 from nscjax.layout import MAX_BYTES
 from nscjax.remote import grpc as transport
 from nscjax.remote.session import AnswerError
+from nscjax.types import PyTree
 from train import bandwidth, checkpoint, evaluate, journal, loop, messages, party, report, run_folder
 from train import config as configs
 from train import state as states
@@ -36,13 +37,14 @@ RESUME = "--train.resume true goes on from the last checkpoint"
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")
-def run(config: Config) -> int:
+def run(config: Config, kind: type["Client"] | None = None) -> int:
     """Trains with the server at `config.remote.address` and returns the exit code.
 
     A server that was started anew is gone on with from the newest step of which both have a checkpoint.
 
     Args:
         config: of the run, `role` "client".
+        kind: of client, by default `Client`.
 
     Raises:
         InputError: something from outside cannot be used, or the server is away for longer than the patience.
@@ -57,7 +59,7 @@ def run(config: Config) -> int:
         try:
             for _ in range(MOST_RESTARTS):
                 try:
-                    return _attempt(config, dataset, calendar, share, way, signals)
+                    return _attempt(kind or Client, config, dataset, calendar, share, way, signals)
                 except remote.StrayedError:
                     config = configs.resumed(config)
         except (remote.UnreachableError, remote.RefusedError):
@@ -80,7 +82,7 @@ def conversation(config: Config, share: party.Share, remedy: str = RESUME) -> It
     """
     certs = None if config.remote.plain_text else Path(config.remote.certs)
     way: remote.Transport = transport.Client(
-        config.remote.address, certs, min(MAX_BYTES, 2 * measure.raw_bytes(share.spec.shape)),
+        config.remote.address, certs, min(MAX_BYTES, 2 * share.largest_raw_bytes()),
         measures=config.link.deadline_s is not None,
     )  # fmt: skip
     link = share.setup.link
@@ -106,8 +108,8 @@ def is_shaped(config: Config) -> bool:
 
 
 def _attempt(
-    config: Config, dataset: Dataset, calendar: journal.Calendar, share: party.Share, way: remote.Transport,
-    signals: loop.Signals,
+    kind: type["Client"], config: Config, dataset: Dataset, calendar: journal.Calendar, share: party.Share,
+    way: remote.Transport, signals: loop.Signals,
 ) -> int:  # fmt: skip
     """Makes the run, or goes on with it, until it ends or the server strays."""
     saved = Path(config.run_dir) / "checkpoints"
@@ -133,7 +135,7 @@ def _attempt(
             counts = checkpoints.counts(common) if common else None
             raw_bytes = share.setup.raw_message_bytes(share.spec)
             with journal.Journal(folder / "metrics.jsonl", terminal, calendar, raw_bytes, counts) as log:
-                client = Client(config, dataset, calendar, share, session, terminal, waiting.over)
+                client = kind(config, dataset, calendar, share, session, terminal, waiting.over)
                 # What was sent up to the checkpoint counts as well.
                 session.sent_bytes += log.totals.envelope_up_bytes
                 session.received_bytes += log.totals.envelope_down_bytes
@@ -229,7 +231,7 @@ class Client:
         x, y, x_test, y_test = map(jnp.asarray, (dataset.x_train, dataset.y_train, dataset.x_test, dataset.y_test))
         self._test = x_test, y_test
         self._batch_of = loop.batches_on_device(config, x, y, calendar.steps_per_epoch)
-        self._num_steps = calendar.num_steps
+        self._num_steps, self._num_classes = calendar.num_steps, dataset.num_classes
         self._ahead: dict[int, Any] = {}
         self._has_labels = config.remote.labels == "client"
         self._needs_ids = party.needs_ids(config) or not self._has_labels
@@ -244,17 +246,14 @@ class Client:
     def advance(self, state: party.PartyState, step: int) -> tuple[party.PartyState, states.Metrics]:
         """Makes one step with the server."""
         made, number = self._share, np.int32(step)
-        x, y, ids = self._ahead.pop(step) if step in self._ahead else self._batch_of(step)
+        x, y, ids = self._batch(step)
         budgets = self._link.budgets(made.setup.caps)
         up, down = map(np.int32, budgets)
         payload, pending, sender = made.parts.send(state.party, number, x, ids, up)
-        values = jax.device_get(payload)
-        if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(values)):
-            raise journal.Broken(states.TENSORS[0])
+        values = fetched(payload, states.TENSORS[0])
         # Under way while the server computes.
-        echoed, mirror = made.echo(payload, pending.smashed, state.mirror, number, ids, up)
-        if step + 1 < self._num_steps:
-            self._ahead = {step + 1: self._batch_of(step + 1)}
+        echoed, mirror = made.echoes["up"](payload, pending.smashed, state.mirror, number, ids, up)
+        self._begin(step + 1)
         frame = wire.encode(values)
         request = {
             "step": step, "frame": frame, "labels": messages.int32_bytes(y) if self._has_labels else b"",
@@ -263,32 +262,43 @@ class Client:
         }  # fmt: skip
         request |= dict(zip(("up_mbps", "down_mbps"), self._link.rates()))
         answer, exchange = self._session.ask("step", request, messages.ANSWERS["step"])
-        self._on_answer()
         self._wants_save = answer["wants_save"]
-        if answer["broken"] >= 0:
-            raise journal.Broken(states.TENSORS[answer["broken"] % len(states.TENSORS)])
-        if len(answer["frame"]) > budgets[1] and self._config.compress.down.method != "identity":
-            raise remote.EnvelopeError(f"its frame has {len(answer['frame'])} bytes; allowed: {budgets[1]}")
-        reply = wire.decode(answer["frame"], like=made.down_payload)
+        reply = self._reply(answer, "down", budgets[1])
         receipt, moved, optimiser = made.parts.receive(sender, state.optimiser, number, pending, reply, ids, down)
         checked = jax.device_get((echoed.distortion, receipt.are_grads_finite, receipt.is_half_finite))
         # In the order of `TENSORS`: activations, the client's gradients, its updated half.
         is_fine = np.isfinite(checked[0]), *checked[1:]
         broken = next((place for place, fine in zip((0, 3, 5), is_fine) if not fine), -1)
-        down_message: Any = (len(answer["frame"]), None if answer["rank"] < 0 else answer["rank"], answer["distortion"],
-                             bool(measure.is_skipped(reply)))  # fmt: skip
         metrics: Any = (
-            answer["loss"], answer["accuracy"], echoed._replace(num_bytes=len(frame)), split.Message(*down_message),
-            up, down, self._link.saw(exchange, answer["compute_s"], (len(frame), len(answer["frame"]))), broken,
+            answer["loss"], answer["accuracy"], echoed._replace(num_bytes=len(frame)), told(answer, reply), up, down,
+            self._link.saw(exchange, answer["compute_s"], (len(frame), len(answer["frame"]))), broken,
         )  # fmt: skip
         return party.PartyState(moved, optimiser, mirror, state.step + 1), states.Metrics(*metrics)
+
+    def _batch(self, step: int) -> tuple[Any, Any, Any]:
+        """Returns a step's inputs, labels and sample ids."""
+        return self._ahead.pop(step) if step in self._ahead else self._batch_of(step)
+
+    def _begin(self, step: int) -> None:
+        """Lets the device make the batch of a step that comes later, if there is such a step."""
+        if step < self._num_steps:
+            self._ahead = {step: self._batch_of(step)}
+
+    def _reply(self, answer: dict[str, Any], way: str, budget: int) -> PyTree:
+        """Returns the payload of the server's answer; raises where there is none, or it is too large."""
+        self._on_answer()
+        if answer["broken"] >= 0:
+            raise journal.Broken(states.TENSORS[answer["broken"] % len(states.TENSORS)])
+        if len(answer["frame"]) > budget and getattr(self._config.compress, way).method != "identity":
+            raise remote.EnvelopeError(f"its frame has {len(answer['frame'])} bytes; allowed: {budget}")
+        return wire.decode(answer["frame"], like=self._share.layouts[way])
 
     def score(self, state: party.PartyState) -> dict[str, Any]:
         """Returns the fields of an evaluation, graded by the server."""
         num_samples = len(self._test[0])
         num_batches = num_eval_steps(num_samples, self._config.train.batch_size)
         num_bytes = 0
-        for batch, shown in enumerate(one_ahead(self._presented(state.party, num_batches))):
+        for batch, shown in enumerate(one_ahead(self._presented(state.party, state.party.up, num_batches))):
             payload, smashed, labels, mask = shown
             frame = wire.encode(payload)
             num_bytes += len(frame)
@@ -306,12 +316,26 @@ class Client:
         loss = math.nan if answer["loss"] is None else answer["loss"]
         return {**answer, "loss": loss, "eval_up_bytes": num_bytes}
 
-    def _presented(self, own: split.Party, num_batches: int) -> Iterator[evaluate.Presented]:
+    def _presented(self, own: split.Party, enc: PyTree, num_batches: int) -> Iterator[evaluate.Presented]:
         """Yields what crosses of every batch of the test split, as soon as its computation is under way."""
-        enc = own.up
         for batch in range(num_batches):
             shown, enc, _ = self._eval.present(own, enc, *self._test, np.int32(batch))
             yield shown
+
+
+def fetched(payload: PyTree, tensor: str) -> PyTree:
+    """Returns a payload on the host; raises `Broken` with the tensor's name where a number is not finite."""
+    values = jax.device_get(payload)
+    if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(values)):
+        raise journal.Broken(tensor)
+    return values
+
+
+def told(answer: dict[str, Any], reply: PyTree) -> split.Message:
+    """Returns what the server's message cost and lost, by its answer and the payload in it."""
+    rank = None if answer["rank"] < 0 else answer["rank"]
+    message: Any = len(answer["frame"]), rank, answer["distortion"], bool(measure.is_skipped(reply))
+    return split.Message(*message)
 
 
 def one_ahead(items: Iterator[Any]) -> Iterator[Any]:

@@ -330,6 +330,9 @@ class Config:
                 )
         if self.data.stream:
             raise check.error("data.stream", True, f"false with role {self.role!r}")
+        if self.model.second_cut is not None and self.remote.labels == "server":
+            remedy = "Of a U-shaped network the client computes the loss: leave model.second_cut or remote.labels out."
+            raise check.error("remote.labels", "server", "'client' with model.second_cut", remedy)
 
 
 LINK_RATES = ("up_mbps", "down_mbps", "trace", "up_trace", "down_trace")

@@ -61,10 +61,12 @@ def ask(config: Config) -> int:
         )  # fmt: skip
         try:
             session.ask("open", opening, messages.PREDICTION_ANSWERS["open"])
-            sent = _ask(session, parts, state, x, config.train.batch_size, dataset.num_classes, terminal)
+            sent, received = _ask(
+                session, parts, state, x, config.train.batch_size, dataset.num_classes, terminal, share.layouts
+            )
         except remote.StrayedError as problem:
             raise check.InputError(f"remote.address: {problem}; ask again.") from None
-    print(f"{len(x)} samples, {byte_size(sent)} up, {byte_size(4 * len(x))} down", file=sys.stderr)
+    print(f"{len(x)} samples, {byte_size(sent)} up, {byte_size(received)} down", file=sys.stderr)
     return 0
 
 
@@ -77,29 +79,37 @@ def require_finite(name: str, x: np.ndarray, batch_size: int) -> None:
 
 def _ask(
     session: remote.Session, parts: evaluate.Parts, state: party.PartyState, x: np.ndarray, batch_size: int,
-    num_classes: int, terminal: Terminal,
-) -> int:  # fmt: skip
-    """Prints the classes, batch by batch; returns the frames' bytes."""
+    num_classes: int, terminal: Terminal, layouts: dict[str, PyTree],
+) -> tuple[int, int]:  # fmt: skip
+    """Prints the classes, batch by batch; returns (sent, received) the bytes of frames, or of classes."""
+    is_u_shaped = parts.relay is not None
+    first_enc, dec = state.party.up if is_u_shaped else (state.party.up, None)
 
     def payloads():
-        enc = state.party.up
+        enc = first_enc
         for batch in range(num_eval_steps(len(x), batch_size)):
             # The last batch is filled up with samples from the start, as in an evaluation.
             ids = np.arange(batch * batch_size, (batch + 1) * batch_size)
             payload, enc = parts.send(state.party, enc, np.asarray(x[ids % len(x)]), np.int32(batch))
             yield payload
 
-    num_bytes = 0
+    sent = received = 0
     for batch, payload in enumerate(client.one_ahead(payloads())):
         num_real = min(batch_size, len(x) - batch * batch_size)
         frame = wire.encode(jax.device_get(payload))
         request = {"batch": batch, "frame": frame, "num_real": num_real}
         answer, _ = session.ask("predict", request, messages.PREDICTION_ANSWERS["predict"])
-        classes = messages.int32_array(answer["classes"], num_real, num_classes, "classes")
-        num_bytes += len(frame)
+        if is_u_shaped:
+            onward = wire.decode(answer["frame"], like=layouts["second_down"])
+            dec, found = parts.classify(state.party, dec, onward, np.int32(batch))
+            classes = np.asarray(found)[:num_real]
+        else:
+            classes = messages.int32_array(answer["classes"], num_real, num_classes, "classes")
+        sent += len(frame)
+        received += len(answer["frame"]) or 4 * num_real
         terminal.advanced(num_real)
         print("\n".join(map(str, classes)), flush=True)
-    return num_bytes
+    return sent, received
 
 
 def serve(config: Config) -> int:
@@ -172,11 +182,13 @@ class Predictor:
         if name not in self._receivers:
             raise remote.StrayedError("the server has not met this client")
         server.require_batch(batch, num_real, self._share.spec.shape[0])
-        payload = wire.decode(frame, like=self._share.up_payload)
-        self._receivers[name], classes = self._parts.classify(
-            self._state.party, self._receivers[name], payload, np.int32(batch)
-        )
-        return {"classes": messages.int32_bytes(classes[:num_real])}
+        payload = wire.decode(frame, like=self._share.layouts["up"])
+        own, number, receiver = self._state.party, np.int32(batch), self._receivers[name]
+        if self._parts.relay is not None:
+            onward, _, self._receivers[name], _ = self._parts.relay(own, receiver, payload, None, number)
+            return {"classes": b"", "frame": wire.encode(jax.device_get(onward))}
+        self._receivers[name], classes = self._parts.classify(own, receiver, payload, number)
+        return {"classes": messages.int32_bytes(classes[:num_real]), "frame": b""}
 
 
 def _run_of(folder: Path) -> str:

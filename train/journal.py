@@ -82,8 +82,9 @@ def train_line(metrics: Metrics, totals: Totals, epoch: int) -> dict[str, Any]:
         "kind": "train",
         "step": totals.steps,
         "epoch": epoch,
-        "loss": float(metrics.loss),
-        "accuracy": float(metrics.accuracy),
+        # The server of a U-shaped network knows neither.
+        "loss": None if metrics.loss is None else float(metrics.loss),
+        "accuracy": None if metrics.accuracy is None else float(metrics.accuracy),
     }
     ways = dict(zip(("up", "down"), by_direction(metrics)))
     line |= {f"{way}_bytes": num_bytes(sent) for way, sent in ways.items()}

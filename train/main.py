@@ -58,13 +58,14 @@ def _party(chosen: config.Config) -> int:
             from train import inference
 
             return inference.serve(chosen) if chosen.role == "server" else inference.ask(chosen)
+        is_u_shaped = chosen.model.second_cut is not None
         if chosen.role == "server":
-            from train import server
+            from train import server, u_server
 
-            return server.run(chosen)
-        from train import client
+            return server.run(chosen, u_server.UServer if is_u_shaped else server.Server)
+        from train import client, u_client
 
-        return client.run(chosen)
+        return client.run(chosen, u_client.UClient if is_u_shaped else client.Client)
     except ModuleNotFoundError as error:
         if error.name not in ("grpc", "tenacity"):
             raise

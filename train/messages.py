@@ -50,6 +50,29 @@ ANSWERS: dict[str, Schema] = {
 one; `compute_s` are the seconds that the server was busy with it; `wants_save` says that the server is about to end,
 and that a `save` should come before the next step."""
 
+ENDS = ("hello", "save", "goodbye", "close")
+"""The requests of which every run has the same."""
+
+U_REQUESTS: dict[str, Schema] = {kind: REQUESTS[kind] for kind in ENDS} | {
+    "forward": {
+        "step": int, "frame": bytes, "ids": bytes, "up_budget": int, "down_budget": int, "up_mbps": float,
+        "down_mbps": float,
+    },
+    "backward": {"step": int, "frame": bytes, "up_budget": int, "down_budget": int},
+    "pass_on": {"step": int, "batch": int, "frame": bytes, "smashed": bytes},
+}  # fmt: skip
+"""The requests of a U-shaped network's run: no label in them. A step is `forward`, which is answered with the second
+cut's activations, and `backward`; of an evaluation the server passes batches on, and the client grades them."""
+
+U_ANSWERS: dict[str, Schema] = {kind: ANSWERS[kind] for kind in ENDS} | {
+    "forward": {"frame": bytes, "distortion": float, "rank": int, "broken": int, "compute_s": float},
+    "backward": {
+        "frame": bytes, "distortion": float, "rank": int, "broken": int, "compute_s": float, "wants_save": bool,
+    },
+    "pass_on": {"frame": bytes, "smashed": bytes},
+}  # fmt: skip
+"""Their answers; fields as in `ANSWERS`, `distortion` and `rank` of the answer's own frame."""
+
 PREDICTION_REQUESTS: dict[str, Schema] = {
     "open": {
         "protocol": int, "config": str, "step": int, "sample_shape": list, "is_image": bool, "num_train": int,
@@ -59,8 +82,8 @@ PREDICTION_REQUESTS: dict[str, Schema] = {
 }  # fmt: skip
 """The requests of a conversation about a finished run: `open`, then `predict` after `predict`."""
 
-PREDICTION_ANSWERS: dict[str, Schema] = {"open": {}, "predict": {"classes": bytes}}
-"""Their answers; `classes` is little-endian int32."""
+PREDICTION_ANSWERS: dict[str, Schema] = {"open": {}, "predict": {"classes": bytes, "frame": bytes}}
+"""Their answers; `classes` is little-endian int32, empty of a U-shaped network, whose client finds them by `frame`."""
 
 
 def int32_bytes(values: Any) -> bytes:

@@ -1,17 +1,18 @@
 """One party's share of a run: its half, its optimiser, and what it knows of the other end."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nscjax import split
-from nscjax.compress import SideInfo
+from nscjax import measure, split, u_shaped
+from nscjax.compress import Duplex, SideInfo
 from nscjax.split import Half
 from nscjax.types import Array, PyTree
+from train import compression, u_step
 from train import state as states
 from train import step as steps
 from train.config import Config
@@ -25,7 +26,8 @@ class PartyState(NamedTuple):
     Attributes:
         party: its half, and its ends of both links.
         optimiser: its optimiser's state.
-        mirror: the state of the receiver at the other end, as this end knows it.
+        mirror: the state of the receiver at the other end, as this end knows it; of a U-shaped network a pair, of the
+            receiver at the first cut and of that at the second.
         step: int32, how many steps were made.
     """
 
@@ -41,20 +43,23 @@ class Share(NamedTuple):
     Attributes:
         setup: of the run.
         spec: of a cut tensor.
-        up_payload: layout of the uplink's payloads.
-        down_payload: layout of the downlink's.
+        layouts: of the payloads, by way as in the config: what frames are checked against.
         first: the party's state before the first step.
         parts: the step's programs.
-        echo: the program that measures what this party sends.
+        echoes: the programs that measure what this party sends, by way.
     """
 
     setup: states.Setup
     spec: jax.ShapeDtypeStruct
-    up_payload: PyTree
-    down_payload: PyTree
+    layouts: dict[str, PyTree]
     first: PartyState
-    parts: steps.Programs
-    echo: Any
+    parts: Any
+    echoes: Mapping[str, Callable]
+
+    def largest_raw_bytes(self) -> int:
+        """Returns the bytes of the largest tensor that crosses, in float32."""
+        second = self.setup.second
+        return max(measure.raw_bytes(spec.shape) for spec in (self.spec, *([second.spec] if second else [])))
 
 
 def share(config: Config, dataset: Dataset, role: str, num_steps: int) -> Share:
@@ -74,17 +79,23 @@ def share(config: Config, dataset: Dataset, role: str, num_steps: int) -> Share:
     whole = jax.eval_shape(
         lambda client, server: states.init(setup, spec, client, server, initial_mbps(config)), client, server
     )
-    up_payload, down_payload = _payloads(setup, spec, whole)
-    echo = steps.echo_up if role == "client" else steps.echo_down
-    return Share(
-        setup,
-        spec,
-        up_payload,
-        down_payload,
-        _first(setup, spec, role, client if role == "client" else server),
-        steps.programs(setup),
-        jax.jit(functools.partial(echo, setup)),
-    )
+    first = _first(setup, spec, role, client if role == "client" else server)
+    parts: Any
+    echo: dict[str, Callable]
+    if setup.second is None:
+        up, down = _payloads(setup.duplex, spec, whole.client, whole.server)
+        echo = {"up": steps.echo_up} if role == "client" else {"down": steps.echo_down}
+        layouts, parts = {"up": up, "down": down}, steps.programs(setup)
+    else:
+        ends = [u_shaped.at(party, cut) for cut in range(2) for party in (whole.client, whole.server)]
+        up, down = _payloads(setup.duplex, spec, ends[0], ends[1])
+        forth, back = _payloads(setup.second.duplex, setup.second.spec, ends[3], ends[2])
+        echo = {"up": steps.echo_up, "second_up": u_step.echo_back}
+        if role == "server":
+            echo = {"down": steps.echo_down, "second_down": u_step.echo_on}
+        layouts, parts = {"up": up, "down": down, "second_down": forth, "second_up": back}, u_step.programs(setup)
+    echoes = {way: jax.jit(functools.partial(program, setup)) for way, program in echo.items()}
+    return Share(setup, spec, layouts, first, parts, echoes)
 
 
 def facts(dataset: Dataset) -> dict[str, Any]:
@@ -107,35 +118,46 @@ def hollow(sample_shape: Sequence[int], is_image: bool, num_train: int, num_clas
 
 def needs_ids(config: Config) -> bool:
     """Returns whether a method needs to know which samples a batch holds."""
-    up, down = config.compress.up, config.compress.down
+    ways = config.compress.ways(config.model.second_cut is not None)
     # Of gradients AQ-SGD keeps no caches (`train.compression.build`).
-    return "per_sample" in (up.feedback, down.feedback) or up.method == "aq_sgd"
+    return any(
+        direction.feedback == "per_sample" or (direction.method == "aq_sgd" and way not in compression.GRADIENTS)
+        for way, direction in ways.items()
+    )
 
 
 def _first(setup: states.Setup, spec: jax.ShapeDtypeStruct, role: str, half: Half) -> PartyState:
     none: Half = ((), ())
     is_client = role == "client"
-    key = states.key_of(setup.key, "compressors")
-    client, server = split.init_parties(
-        setup.duplex, key, spec, half if is_client else none, none if is_client else half
-    )
+    client, server = states.init_parties(setup, spec, half if is_client else none, none if is_client else half)
     own = client if is_client else server
     mirror = server.up if is_client else client.down
+    if setup.second is not None:
+        mirror = (server.up[0], server.down[1]) if is_client else (client.down[0], client.up[1])
     return PartyState(own, setup.optimiser.init(own.params), mirror, jnp.zeros((), jnp.int32))
 
 
-def _payloads(setup: states.Setup, spec: jax.ShapeDtypeStruct, whole: states.TrainState) -> tuple[PyTree, PyTree]:
-    """Returns the layouts of both directions' payloads: what frames are checked against."""
+def _payloads(
+    duplex: Duplex, spec: jax.ShapeDtypeStruct, sender: split.Party, answerer: split.Party
+) -> tuple[PyTree, PyTree]:
+    """Returns the layouts of the payloads of activations and gradients at one cut.
+
+    Args:
+        duplex: its compressors.
+        spec: of a tensor of it.
+        sender: the party that sends the activations.
+        answerer: the one that answers with their gradient.
+    """
     batch = jax.ShapeDtypeStruct(spec.shape[:1], jnp.int32)
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
 
     def up(smashed, enc, ids, budget):
         side = SideInfo(jax.random.key(0), budget, ids)
-        return setup.duplex.up.compress(smashed, enc, side)[0]
+        return duplex.up.compress(smashed, enc, side)[0]
 
     def down(smashed_grad, enc, up_payload, up_state, ids, budget):
-        side = setup.duplex.side_down(up_payload, SideInfo(jax.random.key(0), budget, ids), up_state)
-        return setup.duplex.down.compress(smashed_grad, enc, side)[0]
+        side = duplex.side_down(up_payload, SideInfo(jax.random.key(0), budget, ids), up_state)
+        return duplex.down.compress(smashed_grad, enc, side)[0]
 
-    up_payload = jax.eval_shape(up, spec, whole.client.up, batch, scalar)
-    return up_payload, jax.eval_shape(down, spec, whole.server.down, up_payload, whole.server.up, batch, scalar)
+    up_payload = jax.eval_shape(up, spec, sender.up, batch, scalar)
+    return up_payload, jax.eval_shape(down, spec, answerer.down, up_payload, answerer.up, batch, scalar)

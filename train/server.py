@@ -5,7 +5,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +52,12 @@ LINGER_S = 60.0
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")
-def run(config: Config) -> int:
+def run(config: Config, kind: Callable[[Config], "Server"] | None = None) -> int:
     """Serves one client's run from its hello to its goodbye; returns the exit code.
 
     Args:
         config: of the run, `role` "server".
+        kind: of server, by default `Server`.
 
     Raises:
         InputError: config, run folder, address or certificates cannot be used.
@@ -67,7 +68,7 @@ def run(config: Config) -> int:
     if is_finished and (Path(config.run_dir) / CLOSED).exists():
         print(f"{config.run_dir} holds the finished run: nothing to do.")
         return 0
-    server = Server(config)
+    server = (kind or Server)(config)
     desk = remote.Desk(server.serve, on_fault=server.fail)
     with Signals() as signals:
         door = open_door(config, desk)
@@ -97,6 +98,8 @@ def open_door(config: Config, desk: remote.Desk) -> transport.Server:
 
 class Server:
     """What the server holds, and how it answers; requests come one at a time."""
+
+    requests, answers = messages.REQUESTS, messages.ANSWERS
 
     def __init__(self, config: Config) -> None:
         """Makes a server that has not met its client yet."""
@@ -166,13 +169,13 @@ class Server:
                 self._answered_at = time.monotonic()
 
     def _serve(self, client: str, run: str, kind: str, fields: dict[str, Any]) -> Mapping[str, Any]:
-        if kind not in messages.REQUESTS:
-            raise remote.EnvelopeError(f"request is {kind!r:.40}; known: {', '.join(messages.REQUESTS)}")
-        envelope.check(fields, messages.REQUESTS[kind], kind)
+        if kind not in self.requests:
+            raise remote.EnvelopeError(f"request is {kind!r:.40}; known: {', '.join(self.requests)}")
+        envelope.check(fields, self.requests[kind], kind)
         if kind != "hello" and (self._share is None or run != self._run):
             raise remote.StrayedError("the server has not met this run")
         answer = getattr(self, f"_{kind}")(**fields) if kind != "hello" else self._hello(client, run, **fields)
-        envelope.check(answer, messages.ANSWERS[kind], f"answer to {kind}")
+        envelope.check(answer, self.answers[kind], f"answer to {kind}")
         return answer
 
     def _hello(
@@ -216,6 +219,7 @@ class Server:
             self._metrics.close()
         self._metrics = run_folder.MetricsFile(Path(self._config.run_dir) / "metrics.jsonl", self._totals.metrics_bytes)
         self._grading: Any = None
+        self._relayed: Any = None
         self._common = common
         self.say(f"client {client}: {'begins' if not common else f'goes on after step {common}'}")
         return {"step": common}
@@ -275,21 +279,19 @@ class Server:
         started = time.monotonic()
         waited_s, self._waiting_s = self._waiting_s, 0.0
         batch_size = made.spec.shape[0]
-        payload = wire.decode(frame, like=made.up_payload)
-        sample_ids = _ids(ids, batch_size, len(self._dataset.x_train), self._needs_ids)
+        payload = wire.decode(frame, like=made.layouts["up"])
+        sample_ids = ids_of(ids, batch_size, len(self._dataset.x_train), self._needs_ids)
         if self._labels is None:
             y = messages.int32_array(labels, batch_size, self._dataset.num_classes, "labels")
         else:
             y = self._labels[0][sample_ids]
-        asked = zip((up_budget, down_budget), made.setup.caps)
-        up, down = (np.int32(min(max(budget, 0), cap)) for budget, cap in asked)
-        if len(frame) > made.setup.caps[0] and self._config.compress.up.method != "identity":
-            raise remote.EnvelopeError(f"frame has {len(frame)} bytes; allowed: {made.setup.caps[0]}")
+        up, down = allowed((up_budget, down_budget), made.setup.caps)
+        require_fits(frame, made.setup.caps[0], self._config.compress.up)
         number, state = np.int32(step), self._state
         answered, moved, optimiser = made.parts.answer(
             state.party, state.optimiser, number, payload, y, sample_ids, up, down
         )
-        message, mirror = made.echo(
+        message, mirror = made.echoes["down"](
             payload, moved.up, answered.payload, answered.smashed_grad, state.mirror, number, sample_ids, down
         )
         loss, accuracy, distortion, *is_finite = jax.device_get(
@@ -307,8 +309,22 @@ class Server:
         sent = message._replace(num_bytes=len(reply))
         metrics: Any = (loss, accuracy, split.Message(*arrived), sent, up, down, 0.0, broken)
         step_metrics = states.Metrics(*metrics)
-        self._totals.add(step_metrics)
-        line = journal.train_line(step_metrics, self._totals, self._calendar.epoch(self._totals.steps))
+        self._count(step_metrics, waited_s, up_mbps, down_mbps)
+        return {"frame": reply, "loss": float(loss), "accuracy": float(accuracy), "distortion": float(distortion),
+                "rank": rank_of(sent), "broken": -1, "compute_s": time.monotonic() - started,
+                "wants_save": self._is_ending}  # fmt: skip
+
+    def _count(self, metrics: states.Metrics, waited_s: float, up_mbps: float, down_mbps: float) -> None:
+        """Takes in what a step was like, and shows it.
+
+        Args:
+            metrics: of the step.
+            waited_s: seconds that the server waited for its messages.
+            up_mbps: what the client has measured of the uplink, in Mbit/s.
+            down_mbps: the same of the downlink.
+        """
+        self._totals.add(metrics)
+        line = journal.train_line(metrics, self._totals, self._calendar.epoch(self._totals.steps))
         del line["link_seconds"]  # the client's to measure
         self._waited_s += waited_s
         elapsed_s = time.monotonic() - self._begun
@@ -318,11 +334,9 @@ class Server:
         if self._calendar.is_log_due(self._totals.steps):
             self._metrics.write(line)
         assert self._terminal is not None
-        self._terminal.step(line, self._totals.ratio(made.setup.raw_message_bytes(made.spec)))
-        rank = -1 if line["down_rank"] is None else line["down_rank"]
-        return {"frame": reply, "loss": float(loss), "accuracy": float(accuracy), "distortion": float(distortion),
-                "rank": rank, "broken": -1, "compute_s": time.monotonic() - started,
-                "wants_save": self._is_ending}  # fmt: skip
+        assert self._share is not None
+        raw_bytes = self._share.setup.raw_message_bytes(self._share.spec)
+        self._terminal.step(line, self._totals.ratio(raw_bytes))
 
     def _grade(
         self, *, step: int, batch: int, frame: bytes, smashed: bytes, labels: bytes, num_real: int
@@ -337,7 +351,7 @@ class Server:
             self._grading = self._state.party.up, evaluate.no_sums(self._dataset.num_classes)
         elif self._grading is None:
             raise remote.StrayedError("an evaluation begins with its first batch")
-        payload = wire.decode(frame, like=made.up_payload)
+        payload = wire.decode(frame, like=made.layouts["up"])
         whole = wire.decode(smashed, like=self._whole).values if smashed else None
         if self._labels is None:
             y = messages.int32_array(labels, size, self._dataset.num_classes, "labels")
@@ -432,6 +446,23 @@ class Server:
             raise remote.StrayedError(f"the server is after step {self._totals.steps}, the client after {step}")
 
 
+def allowed(budgets: tuple[int, int], caps: tuple[int, int]) -> tuple[np.int32, np.int32]:
+    """Returns the budgets that a client asks for, within what the config allows."""
+    up, down = (np.int32(min(max(budget, 0), cap)) for budget, cap in zip(budgets, caps))
+    return up, down
+
+
+def require_fits(frame: bytes, cap_bytes: int, direction: configs.DirectionConfig) -> None:
+    """Raises an `EnvelopeError` for a frame that is larger than the config allows."""
+    if len(frame) > cap_bytes and direction.method != "identity":
+        raise remote.EnvelopeError(f"frame has {len(frame)} bytes; allowed: {cap_bytes}")
+
+
+def rank_of(message: split.Message) -> int:
+    """Returns a message's rank as the wire has it: -1 for a method without one."""
+    return -1 if message.rank is None else int(message.rank)
+
+
 def _own_labels(config: Config) -> tuple[np.ndarray, np.ndarray] | None:
     """Returns the server's labels of both splits, or None if they are the client's."""
     if config.remote.labels == "client":
@@ -479,7 +510,7 @@ def shapes(batch_size: int, sample_shape: list, is_image: bool, num_train: int, 
     return party.hollow(sample_shape, is_image, num_train, num_classes)
 
 
-def _ids(data: bytes, batch_size: int, num_train: int, needs_ids: bool) -> Any:
+def ids_of(data: bytes, batch_size: int, num_train: int, needs_ids: bool) -> Any:
     """Returns the samples' ids; zeros where no method looks at them."""
     if not needs_ids and not data:
         return jnp.zeros(batch_size, jnp.int32)

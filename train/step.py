@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from nscjax import link as links
 from nscjax import measure, split
-from nscjax.compress import SideInfo
+from nscjax.compress import Duplex, SideInfo
 from nscjax.types import Array, Key, PyTree
 from train import optimise
 from train.state import TENSORS, Metrics, Setup, TrainState, cross_entropy, key_of
@@ -331,7 +331,22 @@ def echo_down(
         budget: int32, bytes.
     """
     *_, down_key = keys(setup, step)
-    side = setup.duplex.side_down(up_payload, SideInfo(down_key, budget, sample_ids), up_state)
-    grad_hat, new_mirror = setup.duplex.down.decompress(payload, mirror, side)
-    message = split.message(setup.duplex.down, payload, smashed_grad, grad_hat)
+    return echo_answer(
+        setup.duplex, up_payload, up_state, payload, smashed_grad, mirror, SideInfo(down_key, budget, sample_ids)
+    )
+
+
+def echo_answer(
+    duplex: Duplex,
+    up_payload: PyTree,
+    up_state: PyTree,
+    payload: PyTree,
+    smashed_grad: Array,
+    mirror: PyTree,
+    side: SideInfo,
+) -> tuple[split.Message, PyTree]:
+    """Returns what `echo_down` does, at any cut: `duplex` is its compressors', `side` the gradient's."""
+    side = duplex.side_down(up_payload, side, up_state)
+    grad_hat, new_mirror = duplex.down.decompress(payload, mirror, side)
+    message = split.message(duplex.down, payload, smashed_grad, grad_hat)
     return message, split.select(measure.is_skipped(up_payload), mirror, new_mirror)

@@ -60,8 +60,7 @@ class Terminal:
         """Shows a step's metrics beside the bar; `line` as in `metrics.jsonl`."""
         ranks = "/".join(str(line[f"{way}_rank"]) for way in ("up", "down") if line[f"{way}_rank"] is not None)
         numbers = [
-            f"loss {line['loss']:.3f}",
-            f"accuracy {line['accuracy']:.3f}",
+            *(f"{name} {line[name]:.3f}" for name in ("loss", "accuracy") if line[name] is not None),
             f"rank {ranks}" if ranks else "",
             f"{byte_size(line['up_bytes'])} up {byte_size(line['down_bytes'])} down",
             f"{ratio:.1f}x",

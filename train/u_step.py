@@ -247,6 +247,57 @@ def settle(
     return steps.if_sound(state, moved._replace(link=link, step=state.step + 1), broken), metrics
 
 
+def echo_on(
+    setup: Setup, payload: PyTree, features: Array, mirror: PyTree, step: Array, sample_ids: Array, budget: Array
+) -> tuple[split.Message, PyTree]:
+    """Returns (what the message of the second cut's activations cost and lost, the receiver's state), at the server.
+
+    Args:
+        setup: of the run.
+        payload: that was sent.
+        features: the tensor of the second cut as it was.
+        mirror: the receiver's state before.
+        step: int32, counted from 0.
+        sample_ids: int32 [B].
+        budget: int32, bytes.
+    """
+    _, second = setup.duplexes()
+    on_key, _ = _second_keys(setup, step)
+    features_hat, mirror = second.up.decompress(payload, mirror, SideInfo(on_key, budget, sample_ids))
+    return split.message(second.up, payload, features, features_hat), mirror
+
+
+def echo_back(
+    setup: Setup,
+    onward: PyTree,
+    on_state: PyTree,
+    payload: PyTree,
+    features_grad: Array,
+    mirror: PyTree,
+    step: Array,
+    sample_ids: Array,
+    budget: Array,
+) -> tuple[split.Message, PyTree]:
+    """Returns (what the message of the second cut's gradient cost and lost, the receiver's state), at the client.
+
+    Args:
+        setup: of the run.
+        onward: what it answers.
+        on_state: the client's of the second cut's activations, after that.
+        payload: that was sent.
+        features_grad: the gradient of the second cut as it was.
+        mirror: the receiver's state before.
+        step: int32, counted from 0.
+        sample_ids: int32 [B].
+        budget: int32, bytes.
+    """
+    _, second = setup.duplexes()
+    _, back_key = _second_keys(setup, step)
+    return steps.echo_answer(
+        second, onward, on_state, payload, features_grad, mirror, SideInfo(back_key, budget, sample_ids)
+    )
+
+
 class Programs(NamedTuple):
     """The parts of a step, with the setup of a run put in."""
 

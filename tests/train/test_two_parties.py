@@ -24,6 +24,23 @@ VARIANTS = {
     "nsc_rd": ("--compress.up.method", "nsc_rd", "--compress.down.method", "nsc_rd"),
     "feedback": ("--compress.up.feedback", "across_steps", "--compress.down.feedback", "per_sample"),
     "top_k": ("--compress.up.method", "top_k", "--compress.down.method", "top_k", "--data.augment", "true"),
+    "u_shaped": ("--model.second_cut", "hidden2", "--data.augment", "true"),
+    "u_shaped, nsc_rd with feedback": (
+        "--model.second_cut",
+        "hidden3",
+        "--compress.up.method",
+        "nsc_rd",
+        "--compress.down.method",
+        "nsc_rd",
+        "--compress.second_down.method",
+        "nsc_rd",
+        "--compress.second_down.feedback",
+        "across_steps",
+        "--compress.second_up.method",
+        "nsc_rd",
+        "--compress.second_up.feedback",
+        "per_sample",
+    ),
     "uncompressed": ("--compress.up.method", "identity", "--compress.down.method", "identity"),
 }
 HASHES = ("client_params_sha256", "server_params_sha256", "params_sha256")
@@ -50,12 +67,12 @@ def both(folder, name, *more):
     """Runs a server in a thread and a client here; returns their exit codes."""
     address, codes = free_address(), {}
 
-    def serve():
-        codes["server"] = server.run(config_of(folder, f"{name}-server", address, "--role", "server", *more))
+    def play(role):
+        codes[role] = main.main(argv(folder, f"{name}-{role}", address, "--role", role, *more))
 
-    thread = threading.Thread(target=serve)
+    thread = threading.Thread(target=play, args=("server",))
     thread.start()
-    codes["client"] = client.run(config_of(folder, f"{name}-client", address, "--role", "client", *more))
+    play("client")
     thread.join(30)
     return codes
 
@@ -76,7 +93,7 @@ def test_two_parties_end_with_the_parameters_of_a_local_run(folder, variant):
     one, other = lines(folder / variant, "train"), lines(folder / f"{variant}-client", "train")
     for here, there in zip(one, other, strict=True):
         # The client tells what arrives by a program of its own, which may round otherwise.
-        for way in ("up", "down"):
+        for way in [name for name in ("up", "down", "second_up", "second_down") if f"{name}_distortion" in here]:
             assert here.pop(f"{way}_distortion") == pytest.approx(there.pop(f"{way}_distortion"), rel=1e-4, abs=1e-9)
         assert there.pop("link_seconds") >= here.pop("link_seconds") == 0
         assert here == there
