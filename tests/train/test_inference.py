@@ -66,6 +66,28 @@ def test_predictions_are_those_of_the_last_evaluation(folder, served, capsys):
         assert right == pytest.approx(summary["accuracy"])
 
 
+def test_of_a_u_shaped_network_the_client_finds_the_classes(folder, capsys):
+    more, addresses = ("--model.second_cut", "hidden2", "--overwrite", "true"), [free_address(), free_address()]
+
+    def words(role, address):
+        return argv(folder, role, address, "--run_dir", str(folder / f"u-{role}"), *more)
+
+    serving = threading.Thread(target=main.main, args=(words("server", addresses[0]),))
+    serving.start()
+    assert main.main(words("client", addresses[0])) == 0
+    serving.join(60)
+    config = configs.load(words("server", addresses[1])).config
+    door = server.open_door(config, Desk(inference.Predictor(config, Terminal(1, 0)).serve, 2))
+    capsys.readouterr()
+    assert main.main([*words("client", addresses[1]), "--predict", str(folder / "inputs.npy")]) == 0
+    door.close()
+    classes = np.array(capsys.readouterr().out.split(), int)
+    with np.load(folder / "made.npz") as file:
+        right = np.mean(classes == file["y_test"])
+    summary = json.loads((folder / "u-client" / "summary.json").read_text())
+    assert right == pytest.approx(summary["accuracy"])
+
+
 def test_every_client_is_known_by_its_certificate(folder, served, capsys):
     certs.make(folder / "certs", more=("grace",))
     assert asked(folder, served) == 0

@@ -11,10 +11,10 @@ import time
 import numpy as np
 import pytest
 
-from nscjax import check
-from nscjax.remote import certs
+from nscjax import check, remote
+from nscjax.remote import certs, session
 from tests.train.runs import ROOT, child_environment, free_address, lines, made_folder
-from train import checkpoint, client, main, party, server
+from train import checkpoint, client, main, party, server, u_client, u_server
 from train import config as configs
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -104,12 +104,43 @@ def test_two_parties_end_with_the_parameters_of_a_local_run(folder, variant):
     assert at_client["envelope_up_bytes"] > sent
 
 
-def test_the_cut_left_alone_is_graded_where_that_was_asked_for(folder):
-    more = ("--train.steps", "2", "--remote.eval_uncompressed", "true")
-    assert main.main(argv(folder, "alone", "127.0.0.1:1", *more)) == 0
-    both(folder, "alone", *more)
-    local, at_client, _ = summaries(folder, "alone")
+@pytest.mark.parametrize(("name", "more"), [("alone", ()), ("alone-u", ("--model.second_cut", "hidden3"))])
+def test_the_cut_left_alone_is_graded_where_that_was_asked_for(folder, name, more):
+    more += ("--train.steps", "2", "--remote.eval_uncompressed", "true")
+    assert main.main(argv(folder, name, "127.0.0.1:1", *more)) == 0
+    both(folder, name, *more)
+    local, at_client, _ = summaries(folder, name)
     assert at_client["accuracy_uncompressed"] == local["accuracy_uncompressed"]
+
+
+def test_no_label_leaves_the_client_of_a_u_shaped_network(folder, monkeypatch):
+    """Every request's fields are known, and none of them holds what the server could learn a label from."""
+    asked = {}
+
+    def ask(self, kind, fields, *more, **named):
+        asked.setdefault(kind, set(fields))
+        return original(self, kind, fields, *more, **named)
+
+    original = session.Session.ask
+    monkeypatch.setattr(session.Session, "ask", ask)
+    more = ("--model.second_cut", "hidden2", "--train.steps", "2")
+    assert both(folder, "labels-u", *more) == {"client": 0, "server": 0}
+    assert not {"labels", "loss", "accuracy"}.intersection(*asked.values(), set())
+    assert set(asked) == {"hello", "forward", "backward", "pass_on", "save", "goodbye", "close"}
+    assert {line["loss"] for line in lines(folder / "labels-u-server", "train")} == {None}
+
+
+def test_labels_cannot_be_the_servers_in_a_u_shaped_network(folder, capsys):
+    words = ("--role", "server", "--model.second_cut", "hidden2", "--remote.labels", "server")
+    assert main.main(argv(folder, "refused-u", free_address(), *words)) == 2
+    assert "remote.labels is 'server'; allowed: 'client' with model.second_cut" in capsys.readouterr().err
+
+
+def test_the_requests_of_another_kind_of_network_are_refused(folder):
+    words = ("--role", "server", "--model.second_cut", "hidden2")
+    desk = u_server.UServer(config_of(folder, "kind-u", free_address(), *words))
+    with pytest.raises(remote.EnvelopeError, match="request is 'step'; known: hello, save, goodbye, close, forward"):
+        desk.serve("client", "run", "step", {})
 
 
 def test_what_differs_between_the_configs_is_named(folder):
@@ -146,11 +177,14 @@ sys.exit(main.main(sys.argv[2:]))
 """
 
 
-def test_a_run_goes_on_after_its_server_was_killed_and_its_client_too(folder, monkeypatch):
+@pytest.mark.parametrize(("name", "kind", "more"), [
+    ("killed", client.Client, ()), ("killed-u", u_client.UClient, ("--model.second_cut", "hidden2")),
+])  # fmt: skip
+def test_a_run_goes_on_after_its_server_was_killed_and_its_client_too(folder, monkeypatch, name, kind, more):
     """The server dies between applying step 7 and answering it; the client is ended at step 9 and started anew."""
-    assert main.main(argv(folder, "killed", "127.0.0.1:1")) == 0
+    assert main.main(argv(folder, name, "127.0.0.1:1", *more)) == 0
     address = free_address()
-    words = argv(folder, "killed-server", address, "--role", "server", "--train.resume", "true")
+    words = argv(folder, f"{name}-server", address, "--role", "server", "--train.resume", "true", *more)
 
     def start(*code):
         return subprocess.Popen([sys.executable, *code, *words], cwd=ROOT, env=child_environment())
@@ -168,33 +202,33 @@ def test_a_run_goes_on_after_its_server_was_killed_and_its_client_too(folder, mo
     class Ended(Exception):
         pass
 
-    advance = client.Client.advance
+    advance = kind.advance
 
     def advance_and_end(self, state, step):
         if step == 9:
             raise Ended
         return advance(self, state, step)
 
-    chosen = config_of(folder, "killed-client", address, "--role", "client")
+    chosen = config_of(folder, f"{name}-client", address, "--role", "client", *more)
     with monkeypatch.context() as patch:
-        patch.setattr(client.Client, "advance", advance_and_end)
+        patch.setattr(kind, "advance", advance_and_end)
         with pytest.raises(Ended):
-            client.run(chosen)
+            client.run(chosen, kind)
     watcher.join()
-    kept = checkpoint.read_counts(folder / "killed-client" / "checkpoints")["totals"]
-    assert client.run(configs.resumed(chosen)) == 0
+    kept = checkpoint.read_counts(folder / f"{name}-client" / "checkpoints")["totals"]
+    assert client.run(configs.resumed(chosen), kind) == 0
     assert second[0].wait(60) == 0
-    local, at_client, at_server = summaries(folder, "killed")
-    for name in SAME:
-        assert local[name] == at_client[name], name
-    assert [at_server[name] for name in HASHES] == [local[name] for name in HASHES]
+    local, at_client, at_server = summaries(folder, name)
+    for field in SAME:
+        assert local[field] == at_client[field], field
+    assert [at_server[field] for field in HASHES] == [local[field] for field in HASHES]
     for way in ("up", "down"):  # what was sent before the client was started anew counts, up to its checkpoint
         before = kept[f"envelope_{way}_bytes"]
         assert 0 < before < at_client[f"envelope_{way}_bytes"]
         assert at_client[f"envelope_{way}_bytes"] > before + at_client[f"total_{way}_bytes"] - kept[f"{way}_bytes"]
-    steps = [line["step"] for line in lines(folder / "killed-client", "train")]
+    steps = [line["step"] for line in lines(folder / f"{name}-client", "train")]
     assert steps == list(range(1, 13))
-    assert [line["step"] for line in lines(folder / "killed-server", "train")] == steps
+    assert [line["step"] for line in lines(folder / f"{name}-server", "train")] == steps
 
 
 def test_a_server_that_is_asked_to_end_has_its_client_save_as_well(folder, monkeypatch):
