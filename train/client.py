@@ -33,6 +33,9 @@ from train.terminal import Terminal
 MOST_RESTARTS = 1000
 """How often a run may have to go on from a checkpoint because its server was started anew."""
 
+SCORES = ("loss", "accuracy", "balanced_accuracy", "accuracy_uncompressed")
+"""What a summary says of the labels: of a U-shaped network it stays at the client."""
+
 RESUME = "--train.resume true goes on from the last checkpoint"
 
 
@@ -164,7 +167,7 @@ def _attempt(
                     terminal.say(f"stopped after step {log.totals.steps}; --train.resume true goes on from here")
                     return 128 + signals.received
                 digest = journal.params_sha256(state.party.params)
-                found = _goodbye(session, log, config.seed, digest)
+                found = _goodbye(session, log, config, digest)
         about = {"architecture": architecture_of(config, dataset), "of": party.facts(dataset)}
         about |= inputs_of(share.setup.inputs, dataset)
         checkpoint.save_half(folder / "halves" / "client", (state.party.params, state.party.state), about)
@@ -177,10 +180,11 @@ def _attempt(
     return 0
 
 
-def _goodbye(session: remote.Session, log: journal.Journal, seed: int, digest: str) -> dict[str, Any]:
+def _goodbye(session: remote.Session, log: journal.Journal, config: Config, digest: str) -> dict[str, Any]:
     """Takes leave of the server with the run's summary; returns it with what the server adds."""
-    found = log.summary(seed, digest, "")
-    goodbye = {"step": log.totals.steps, "digest": digest, "summary": json.dumps(found)}
+    found = log.summary(config.seed, digest, "")
+    shared = found if config.model.second_cut is None else found | dict.fromkeys(SCORES)
+    goodbye = {"step": log.totals.steps, "digest": digest, "summary": json.dumps(shared)}
     answer, _ = session.ask("goodbye", goodbye, messages.ANSWERS["goodbye"])
     found |= journal.digests(digest, answer["digest"])
     return found | {"envelope_up_bytes": session.sent_bytes, "envelope_down_bytes": session.received_bytes}

@@ -128,6 +128,11 @@ def test_no_label_leaves_the_client_of_a_u_shaped_network(folder, monkeypatch):
     assert not {"labels", "loss", "accuracy"}.intersection(*asked.values(), set())
     assert set(asked) == {"hello", "forward", "backward", "pass_on", "save", "goodbye", "close"}
     assert {line["loss"] for line in lines(folder / "labels-u-server", "train")} == {None}
+    at_client, at_server = (
+        json.loads((folder / f"labels-u-{role}" / "summary.json").read_text()) for role in ("client", "server")
+    )
+    assert at_client["accuracy"] is not None
+    assert {at_server[name] for name in client.SCORES} == {None}
 
 
 def test_labels_cannot_be_the_servers_in_a_u_shaped_network(folder, capsys):
