@@ -211,6 +211,20 @@ def fuzz(rows: dict[str, Any]) -> list[list[str]]:
     return table
 
 
+def coding(rows: dict[str, Any]) -> list[list[str]]:
+    """Returns how frames at random budgets keep to them, and how fast their coder is, a line a fact."""
+    table = [["what", "measured"]]
+    for way, seen in rows["budgets"].items():
+        table.append([f"frames {way} over their budget", f"{seen['over_budget']} of {seen['frames']:,}"])
+        table.append([f"share of the budget used, {way}", f"{seen['mean_share_used']:.1%}"])
+        slack = f"{seen['mean_slack_over_frame']:.1%}, at most {seen['largest_slack_over_frame']:.1%}"
+        table.append([f"zeros at the end of a frame, {way}", slack])
+    for row in rows["coder"]:
+        speeds = (f"{row['coefficients'] / row[f'{what}_seconds'] / 1e6:.0f} M" for what in ("encode", "decode"))
+        table.append([f"coefficients of the cut encoded / decoded a second at {row['ratio']}x", " / ".join(speeds)])
+    return table
+
+
 SHAPES: dict[str, Callable[[Any], list[list[str]]]] = {
     "step": step,
     "factorise": factorise,
@@ -219,6 +233,7 @@ SHAPES: dict[str, Callable[[Any], list[list[str]]]] = {
     "time_to_target": time_to_target,
     "peers": peers,
     "device_part": device_part,
+    "coding": coding,
     "two_parties": two_parties,
     "deadlines": deadlines,
     "fuzz": fuzz,
