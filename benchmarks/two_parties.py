@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,23 +119,35 @@ class Watched:
 
 
 @contextlib.contextmanager
-def client_of(config: configs.Config, certs: Path, shape: Callable[[remote.Transport], remote.Transport]) -> Iterator:
-    """Yields (step, its state, the watched way) of a client whose server runs in a process of its own."""
+def client_of(
+    config: configs.Config, certs: Path, shape: Callable[[remote.Transport], remote.Transport],
+    host: str = "localhost", prefix: Sequence[str] = (),
+) -> Iterator:  # fmt: skip
+    """Yields (step, its state, the watched way) of a client whose server runs in a process of its own.
+
+    Args:
+        config: of the run.
+        certs: folder of the certificates.
+        shape: puts a link on the way.
+        host: at which the server listens.
+        prefix: words before the server's command.
+    """
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
-        address = f"localhost:{probe.getsockname()[1]}"
+        address = f"{host}:{probe.getsockname()[1]}"
     with tempfile.TemporaryDirectory() as folder:
         settings = dataclasses.replace(configs.RemoteConfig(), address=address, certs=str(certs))
         config = dataclasses.replace(config, remote=settings, run_dir=f"{folder}/run")
         written = Path(folder) / "config.toml"
         written.write_text(configs.to_toml(config))
         words = ["train/main.py", "--config", str(written), "--role", "server"]
-        server = subprocess.Popen([sys.executable, *words], cwd=ROOT, stderr=subprocess.DEVNULL)
+        server = subprocess.Popen([*prefix, sys.executable, *words], cwd=ROOT, stderr=subprocess.DEVNULL)
         config = dataclasses.replace(config, role="client")
         dataset = made_data((32, 32, 3), 10)
         calendar = loop.calendar_of(config, dataset)
         share = party.share(config, dataset, "client", calendar.num_steps)
-        way = Watched(shape(transport.Client(address, certs, 1 << 28)))
+        measures = config.link.deadline_s is not None
+        way = Watched(shape(transport.Client(address, certs, 1 << 28, measures=measures)))
         session = remote.Session(way, "benchmark", timeout_s=600.0, patience_s=600.0)
         session.ask("hello", clients.hello(config, dataset, []), messages.ANSWERS["hello"])
         made = clients.Client(config, dataset, calendar, share, session, Terminal(1, 0))
@@ -176,23 +188,35 @@ def steps(config: configs.Config, certs: Path, rounds: int) -> dict[str, float]:
     return found
 
 
-def on_link(config: configs.Config, certs: Path, trace: links.Trace, num_steps: int) -> dict[str, Any]:
-    """Returns how the messages of a run fared on a link."""
+def shaped_by(trace: links.Trace) -> Callable[[remote.Transport], remote.Transport]:
+    """Returns what holds messages back as long as a link of this trace, both ways, would."""
+    return lambda way: remote.Shaped(way, trace, trace, LATENCY_S)
 
-    def shaped(way: remote.Transport) -> remote.Transport:
-        return remote.Shaped(way, trace, trace, LATENCY_S)
 
+def on_link(
+    parties: contextlib.AbstractContextManager, trace: links.Trace, num_steps: int, latency_s: float = LATENCY_S,
+    begun: float | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Returns how the messages of a run fared on a link.
+
+    Args:
+        parties: as `client_of` makes them.
+        trace: of the link, both ways.
+        num_steps: of which the first `WARM` do not count.
+        latency_s: of a message, beyond what was measured of it.
+        begun: when the trace began, on the monotonic clock; by default with the first message.
+    """
     in_time, came, carried_bytes, sizes = [], [], [], []
-    with client_of(config, certs, shaped) as (advance, own, way):
-        hello_left = way.replies[0][0]
+    with parties as (advance, own, way):
+        hello_left = way.replies[0][0] if begun is None else begun
         for number in range(num_steps):
             own, metrics = advance(own, number)
             left, num_bytes, reply = way.replies[-1]
             messages_ = (left, num_bytes, reply.up), (None, len(reply.data), reply.down)
             for when, size, transfer in messages_:
-                in_time.append(transfer.seconds + LATENCY_S <= DEADLINE_S)
+                in_time.append(transfer.seconds + latency_s <= DEADLINE_S)
                 if when is not None:
-                    most = float(_carried(trace, when - hello_left, DEADLINE_S - LATENCY_S))
+                    most = float(_carried(trace, when - hello_left, DEADLINE_S - latency_s))
                     carried_bytes.append(most)
                     came.append(size if in_time[-1] else 0)
             sizes.append((int(metrics.up.num_bytes), int(metrics.down.num_bytes)))
@@ -204,6 +228,20 @@ def on_link(config: configs.Config, certs: Path, trace: links.Trace, num_steps: 
         "mean_up_bytes": statistics.mean(size[0] for size in sizes[skip:]),
         "mean_down_bytes": statistics.mean(size[1] for size in sizes[skip:]),
     }
+
+
+def following(config: configs.Config) -> configs.Config:
+    """Returns the config with budgets that the link alone sets."""
+    wide = dataclasses.replace(config.compress.up, ratio=None, max_rank=256, view="BC,HW")  # more than a link carries
+    link = dataclasses.replace(config.link, deadline_s=DEADLINE_S)
+    return dataclasses.replace(config, link=link, compress=configs.CompressConfig(wide, wide))
+
+
+def of_one_size(config: configs.Config, num_bytes: float) -> configs.Config:
+    """Returns the config with frames of at most so many bytes, whatever the link does."""
+    raw = 4 * config.train.batch_size * 16 * 16 * 32
+    same = dataclasses.replace(config.compress.up, ratio=raw / num_bytes, max_rank=256, view="BC,HW")
+    return dataclasses.replace(config, compress=configs.CompressConfig(same, same))
 
 
 @jax.jit
@@ -228,17 +266,12 @@ def main() -> None:
         rows["echo"] = echoes(certs, 4 * options.rounds)
         rows["step"] = steps(config, certs, options.rounds)
         if options.trace:
-            wide = dataclasses.replace(config.compress.up, ratio=None, max_rank=256)
-            link = dataclasses.replace(config.link, deadline_s=DEADLINE_S)
-            follows = dataclasses.replace(config, link=link, compress=configs.CompressConfig(wide, wide))
             trace = links.read_trace(options.trace)
-            found = on_link(follows, certs, trace, options.steps)
-            raw = 4 * config.train.batch_size * 16 * 16 * 32
-            same = dataclasses.replace(wide, ratio=raw / found["mean_up_bytes"])
-            fixed = dataclasses.replace(config, compress=configs.CompressConfig(same, same))
+            shape = shaped_by(trace)
+            found = on_link(client_of(following(config), certs, shape), trace, options.steps)
+            same = on_link(client_of(of_one_size(config, found["mean_up_bytes"]), certs, shape), trace, options.steps)
             rows["link"] = {"trace": options.trace.stem, "deadline_s": DEADLINE_S, "latency_s": LATENCY_S,
-                            "follows_the_link": found,
-                            "one_size": on_link(fixed, certs, trace, options.steps)}  # fmt: skip
+                            "follows_the_link": found, "one_size": same}  # fmt: skip
             print(rows["link"], flush=True)
     write("two_parties", rows, seeds=[0])
 

@@ -6,10 +6,16 @@ import jax
 import jax.numpy as jnp
 
 from nscjax import link as links
+from nscjax.layout import MAX_BYTES
 from nscjax.remote import Exchange
 
 ROUND_TRIPS = 50
 """Of so many exchanges the fastest tells the latency."""
+
+
+GROWTH, ALWAYS_BYTES = 4, 1 << 14
+"""A frame may be so many times as long as the longer of the two before it, or so long in any case: a short one can pass
+at once whatever the link carries, and says little of it."""
 
 
 class Bandwidth:
@@ -29,6 +35,7 @@ class Bandwidth:
         self._deadline_s = deadline_s
         self._round_trips: collections.deque[float] = collections.deque(maxlen=ROUND_TRIPS)
         self._envelope_bytes = [0, 0]
+        self._frames: list[collections.deque[int]] = [collections.deque([MAX_BYTES], maxlen=2) for _ in range(2)]
 
     @property
     def latency_s(self) -> float:
@@ -48,8 +55,8 @@ class Bandwidth:
         if self._deadline_s is None:
             return caps
         up, down = (
-            max(min(cap, int(links.budget_bytes(rate, self._deadline_s, self.latency_s)) - envelope), 0)
-            for cap, rate, envelope in zip(caps, self.rates(), self._envelope_bytes)
+            max(min(cap, most, int(links.budget_bytes(rate, self._deadline_s, self.latency_s)) - envelope), 0)
+            for cap, most, rate, envelope in zip(caps, self._most(), self.rates(), self._envelope_bytes)
         )
         return up, down
 
@@ -72,7 +79,14 @@ class Bandwidth:
             max(transfer.num_bytes - frame, 0) if transfer.num_bytes else before
             for transfer, frame, before in zip(transfers, frame_bytes, self._envelope_bytes)
         ]
+        for frames, frame, transfer in zip(self._frames, frame_bytes, transfers):
+            if transfer.num_bytes:
+                frames.append(frame)
         return link_s
+
+    def _most(self) -> list[int]:
+        """Returns (up, down) the longest frames that those before them let be, in bytes."""
+        return [max(GROWTH * max(frames), ALWAYS_BYTES) for frames in self._frames]
 
     def _rated(self) -> tuple[float, float]:
         up, down = (float(self._rate(state)) for state in self._states)

@@ -40,6 +40,21 @@ def test_a_fast_link_allows_what_the_config_does():
     assert followed.budgets(CAPS) == CAPS
 
 
+def test_after_an_outage_frames_grow_step_by_step():
+    """A frame of 3 kB that passes at once is no sign of a link for a hundred times that."""
+    followed = Bandwidth(links.quantile(), 0.2, (1.0, 1.0))
+    for _ in range(2):
+        followed.saw(seen(4.0, 4.0, num_bytes=3_500), 0.5, (3_000, 3_000))
+    sizes = [followed.budgets((1 << 20, 1 << 20))[0]]
+    for _ in range(4):
+        exchange = Exchange(1, 0.5, *[Transfer(sizes[-1] + 500, 1e-4)] * 2)
+        followed.saw(exchange, 0.5, (sizes[-1], sizes[-1]))
+        sizes.append(followed.budgets((1 << 20, 1 << 20))[0])
+    assert sizes[0] < 1_000
+    assert sizes[1] == 1 << 14
+    assert sizes[2:] == [1 << 16, 1 << 18, 1 << 20]
+
+
 def test_a_hopeless_link_allows_nothing():
     followed = link(0.01)
     followed.saw(seen(1.0, 1.0), 0.5, (90_000, 90_000))
