@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import itertools
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -101,16 +100,22 @@ def at_rate_of(trace: links.Trace) -> Iterator[float]:
 def inside(options: argparse.Namespace) -> None:
     """Prints, as the client in its namespace, how messages fare."""
     config, trace = configs.from_toml(Path(options.config)), links.read_trace(options.trace)
+    config = two_parties.of_one_size(config, options.size) if options.size else two_parties.following(config)
     prefix = ("ip", "netns", "exec", "nscjax-server")
-
-    def measured(config: configs.Config) -> dict[str, Any]:
-        parties = two_parties.client_of(config, Path(options.certs), lambda way: way, SPACES["nscjax-server"], prefix)
-        return two_parties.on_link(parties, trace, options.steps, latency_s=0.0, begun=options.begun)
-
+    parties = two_parties.client_of(config, Path(options.certs), lambda way: way, SPACES["nscjax-server"], prefix)
     with threadpool_limits(limits=1, user_api="blas"):
-        follows = measured(two_parties.following(config))
-        same = measured(two_parties.of_one_size(config, follows["mean_up_bytes"]))
-    print(json.dumps({"follows_the_link": follows, "one_size": same}))
+        found = two_parties.on_link(parties, trace, options.steps, latency_s=0.0, begun=options.begun)
+    print(json.dumps(found))
+
+
+def measured(options: argparse.Namespace, certs: str, size: float) -> dict[str, Any]:
+    """Returns how messages fare, from the beginning of the trace: that follow the link, or all of one size."""
+    words = ("--trace", str(options.trace), "--config", options.config, "--steps", str(options.steps))
+    with at_rate_of(links.read_trace(options.trace)) as begun:
+        words += ("--certs", certs, "--begun", str(begun), "--size", str(size))
+        command = ["ip", "netns", "exec", "nscjax-client", sys.executable, __file__, *words]
+        child = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(child.stdout.splitlines()[-1])
 
 
 def main() -> int:
@@ -119,26 +124,23 @@ def main() -> int:
     parser.add_argument("--trace", type=Path, required=True, help="CSV trace (time_s,mbit_per_s) of the link")
     parser.add_argument("--config", default="configs/cifar10_bench.toml")
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--certs", help=argparse.SUPPRESS)  # of the process inside: these two
+    parser.add_argument("--certs", help=argparse.SUPPRESS)  # of the process inside: these three
     parser.add_argument("--begun", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--size", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.begun is not None:
         inside(options)
         return 0
+    rows: dict[str, Any] = {"trace": options.trace.stem, "deadline_s": two_parties.DEADLINE_S,
+                            "config": Path(options.config).name}  # fmt: skip
     try:
-        trace = links.read_trace(options.trace)
-        with tempfile.TemporaryDirectory() as folder, spaces(), at_rate_of(trace) as begun:
+        with tempfile.TemporaryDirectory() as folder, spaces():
             certificates.make(Path(folder), hosts=tuple(SPACES.values()))
-            words = ("--trace", str(options.trace), "--config", options.config, "--steps", str(options.steps))
-            child = subprocess.run(
-                ["ip", "netns", "exec", "nscjax-client", sys.executable, __file__, *words, "--certs", folder,
-                 "--begun", str(begun)], check=True, stdout=subprocess.PIPE, text=True, env=os.environ,
-            )  # fmt: skip
+            rows["follows_the_link"] = measured(options, folder, 0)
+            rows["one_size"] = measured(options, folder, rows["follows_the_link"]["mean_up_bytes"])
     except check.InputError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
-    rows = {"trace": options.trace.stem, "deadline_s": two_parties.DEADLINE_S, "config": Path(options.config).name}
-    rows |= json.loads(child.stdout.splitlines()[-1])
     write("namespaces", rows, seeds=[0])
     print(rows)
     return 0

@@ -178,6 +178,16 @@ def two_parties(rows: dict[str, Any]) -> list[list[str]]:
     return table
 
 
+def namespaces(rows: dict[str, Any]) -> list[list[str]]:
+    """Returns how messages fare over real TCP, that follow the link and of one size."""
+    table = [["frames", "messages", "in time", "of the uplink used", "mean size up / down"]]
+    for name, found in ((name, rows[name]) for name in ("follows_the_link", "one_size")):
+        sizes = " / ".join(f"{found[f'mean_{way}_bytes'] / 1e3:.0f} kB" for way in ("up", "down"))
+        shares = (f"{found[share]:.0%}" for share in ("share_in_time", "up_share_of_link_used"))
+        table.append([name.replace("_", " "), str(found["messages"]), *shares, sizes])
+    return table
+
+
 def deadlines(rows: dict[str, Any]) -> list[list[str]]:
     """Returns a line a trace and deadline: what share of messages is in time and what share of the link is used."""
     names = list(next(iter(next(iter(rows.values())).values())))
@@ -236,6 +246,7 @@ SHAPES: dict[str, Callable[[Any], list[list[str]]]] = {
     "coding": coding,
     "two_parties": two_parties,
     "deadlines": deadlines,
+    "namespaces": namespaces,
     "fuzz": fuzz,
 }
 
