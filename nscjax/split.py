@@ -31,7 +31,8 @@ class SplitModel(NamedTuple):
         stateful: whether the halves carry running state (batch statistics), threaded as a value.
         tail_apply: of a U-shaped network (`nscjax.u_shaped`) the client's last layers, `server_apply` being those in
             between: `(params, features) -> logits`, or with state as above, of the same `params` and state as
-            `client_apply`. None where the server has the last layers.
+            `client_apply`: either then returns the whole state of the client's half. None where the server has the last
+            layers.
     """
 
     client_apply: Callable[..., Any]

@@ -1,4 +1,4 @@
-"""The U-shaped split step: the client holds the first layers and the last, and no label leaves it; two cuts.
+"""The U-shaped split step: the client holds the first layers and the last, and sends no label; two cuts.
 
     client --activations--> server --activations--> client: loss --gradient--> server --gradient--> client
 
@@ -7,7 +7,9 @@ activations come down and their gradient goes up, the server is. So of the secon
 activations and `down` their gradient, whichever way they travel. A party holds the ends of both cuts: `Party.up` and
 `Party.down` are pairs, the first cut's first.
 
-After an empty message on any leg nothing is learnt: what follows has a budget of 0, and both halves stay as they are.
+After an empty message the messages that follow have a budget of 0, and nothing is learnt from them: both halves stay as
+they are, but for the server's after an empty last message, which it has sent itself. A gradient's compressor states
+move only if all messages before it carried something, at either end.
 """
 
 from typing import NamedTuple
@@ -31,8 +33,9 @@ def at(party: Party, cut: int) -> Party:
 
 def _put(party: Party, cut: int, ends: Party) -> Party:
     """Returns a party with its ends of one cut replaced by those of `ends`."""
-    up, down = ((own[0], new) if cut else (new, own[1]) for own, new in ((party.up, ends.up), (party.down, ends.down)))
-    return party._replace(up=up, down=down)
+    if cut == 0:
+        return party._replace(up=(ends.up, party.up[1]), down=(ends.down, party.down[1]))
+    return party._replace(up=(party.up[0], ends.up), down=(party.down[0], ends.down))
 
 
 def init_parties(
@@ -171,12 +174,13 @@ def client_turn(
     """
     assert model.tail_apply is not None
     tail = SplitModel(model.client_apply, model.tail_apply, model.stateful)
-    is_skipped = measure.is_skipped(pending.payload)
+    is_unmet = measure.is_skipped(pending.payload)
     receiver = at(client, 1)._replace(state=pending.state)
     step, moved = split.server_step(
-        tail, duplexes[1], loss_fn, receiver, payload, targets, side_down, _unless(is_skipped, side_up)
+        tail, duplexes[1], loss_fn, receiver, payload, targets, side_down, _unless(is_unmet, side_up)
     )
-    is_skipped |= measure.is_skipped(payload) | measure.is_skipped(step.payload)
+    moved = moved._replace(down=select(is_unmet, receiver.down, moved.down))
+    is_skipped = is_unmet | measure.is_skipped(payload) | measure.is_skipped(step.payload)
     return step, Turn(pending._replace(state=moved.state), step.grads, is_skipped), _put(client, 1, moved)
 
 
@@ -197,16 +201,16 @@ def server_backward(
         (what was computed, the server with new running and compressor states; its parameters are the caller's to
         update).
     """
-    sender = at(server, 1)._replace(params=(server.params, relay.smashed_hat))
-    (grads, smashed_grad), grad_hat, moved = split.client_backward(duplexes[1], sender, relay.pending, payload, side_up)
+    (grads, smashed_grad), grad_hat, moved = split.client_backward(
+        duplexes[1], at(server, 1), relay.pending, payload, side_up
+    )
     is_unmet = measure.is_skipped(relay.payload)
     is_skipped = is_unmet | measure.is_skipped(relay.pending.payload) | measure.is_skipped(payload)
     side_down = _unless(is_skipped, duplexes[0].side_down(relay.payload, side_down, server.up[0]))
     down_payload, down = duplexes[0].down.compress(smashed_grad, server.down[0], side_down)
-    learnt = _put(server, 1, moved)
-    learnt = learnt._replace(
+    learnt = server._replace(
         state=select(is_skipped, server.state, moved.state),
-        down=(select(is_unmet, server.down[0], down), learnt.down[1]),
+        down=(select(is_skipped, server.down[0], down), select(is_unmet, server.down[1], moved.down)),
     )
     return Returned(down_payload, grads, smashed_grad, grad_hat, is_skipped), learnt
 
@@ -230,7 +234,10 @@ def client_backward(
     """
     grads, grad_hat, moved = split.client_backward(duplexes[0], at(client, 0), turn.pending, payload, side)
     is_skipped = turn.is_skipped | measure.is_skipped(payload)
-    client = _put(client, 0, moved)._replace(state=select(is_skipped, client.state, turn.pending.state))
+    client = client._replace(
+        state=select(is_skipped, client.state, turn.pending.state),
+        down=(select(turn.is_skipped, client.down[0], moved.down), client.down[1]),
+    )
     return jax.tree.map(jnp.add, grads, turn.grads), grad_hat, is_skipped, client
 
 

@@ -34,7 +34,7 @@ class Bandwidth:
         self._rates = self._rated()
         self._deadline_s = deadline_s
         self._round_trips: collections.deque[float] = collections.deque(maxlen=ROUND_TRIPS)
-        self._envelope_bytes = [0, 0]
+        self._envelope_bytes: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
         self._frames: list[collections.deque[int]] = [collections.deque([MAX_BYTES], maxlen=2) for _ in range(2)]
 
     @property
@@ -46,27 +46,29 @@ class Bandwidth:
         """Returns (up, down) what to reckon with, in Mbit/s."""
         return self._rates
 
-    def budgets(self, caps: tuple[int, int]) -> tuple[int, int]:
+    def budgets(self, caps: tuple[int, int], kind: str = "step") -> tuple[int, int]:
         """Returns (up, down) the largest frames that are expected to arrive in time, in bytes.
 
         Args:
             caps: (up, down) what the config allows.
+            kind: of the request.
         """
         if self._deadline_s is None:
             return caps
         up, down = (
             max(min(cap, most, int(links.budget_bytes(rate, self._deadline_s, self.latency_s)) - envelope), 0)
-            for cap, most, rate, envelope in zip(caps, self._most(), self.rates(), self._envelope_bytes)
+            for cap, most, rate, envelope in zip(caps, self._most(), self.rates(), self._envelope_bytes[kind])
         )
         return up, down
 
-    def saw(self, exchange: Exchange, compute_s: float, frame_bytes: tuple[int, int]) -> float:
+    def saw(self, exchange: Exchange, compute_s: float, frame_bytes: tuple[int, int], kind: str = "step") -> float:
         """Takes in one exchange; returns the seconds that the link took for both of its messages.
 
         Args:
             exchange: as it was seen.
             compute_s: of it, seconds that the server was busy.
             frame_bytes: (up, down) the bytes of the frames; all else is envelope.
+            kind: of the request: envelopes of one kind are alike.
         """
         link_s = max(exchange.seconds - max(compute_s, 0.0), 0.0)
         transfers = exchange.up, exchange.down
@@ -75,9 +77,9 @@ class Bandwidth:
             self._round_trips.append(round_trip_s)
         self._states = [self._update(state, *transfer) for state, transfer in zip(self._states, transfers)]
         self._rates = self._rated()  # once an exchange: budgets, the request and the server's view all ask for them
-        self._envelope_bytes = [
+        self._envelope_bytes[kind] = [
             max(transfer.num_bytes - frame, 0) if transfer.num_bytes else before
-            for transfer, frame, before in zip(transfers, frame_bytes, self._envelope_bytes)
+            for transfer, frame, before in zip(transfers, frame_bytes, self._envelope_bytes[kind])
         ]
         for frames, frame, transfer in zip(self._frames, frame_bytes, transfers):
             if transfer.num_bytes:

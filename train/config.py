@@ -59,8 +59,8 @@ class ModelConfig:
         cut: the stage that is the client's last; a wrong one is answered with the network's stages.
         norm: the normalisation layer, `batch` or `group`.
         bottleneck: channels of a learned bottleneck at the cut (BottleNet++), at least 1; by default none.
-        second_cut: the stage that is the server's last, after `cut`: the rest is the client's again (U-shaped), so that
-            no label leaves it; by default the server has the rest.
+        second_cut: the stage that is the server's last, after `cut`: the rest is the client's again (U-shaped), and no
+            label is sent; by default the server has the rest.
     """
 
     name: str = "resnet8"
@@ -73,7 +73,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DirectionConfig:
-    """How one direction of the cut is compressed: `up` the activations, `down` their gradients.
+    """How one direction of a cut is compressed: `up` and `second_down` activations, the others their gradients.
 
     Attributes:
         method: the compressor, `nsc_sl`, `identity` or a peer's (`nscjax/compress/baselines`); a key that it does not

@@ -134,12 +134,11 @@ def scores(sums: Sums, num_samples: int) -> dict[str, Any]:
 
 def make_parts(setup: states.Setup, batch_size: int, num_classes: int) -> Parts:
     """Returns the programs of an evaluation; each party's own, as in training (`train.step`)."""
-    key = states.key_of(setup.key, "evaluation")
-    first = _Leg(setup.duplex.up, setup.caps[0], key)
+    first = _Leg(setup.duplex.up, setup.caps[0], states.key_of(setup.key, "evaluation"))
     last_layers: Callable = setup.model.server
     last = first
     if setup.second is not None:
-        second_key = states.key_of(key, "second cut")
+        second_key = states.key_of(setup.key, "evaluation of the second cut")
         last_layers, last = setup.model.tail, _Leg(setup.second.duplex.up, setup.second.caps[0], second_key)
 
     def side_of(leg, batch):

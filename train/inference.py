@@ -1,7 +1,8 @@
 """Prediction over the link, with a finished run: the client's half here, the server's there.
 
-What crosses is the compressed cut, and classes come back. Each party takes the newest checkpoint in its run folder: its
-half and the states of the compressors, so that a warm basis is as warm as after the last step.
+What crosses is the compressed cut, and classes come back, or of a U-shaped network the second cut. Each party takes the
+newest checkpoint in its run folder: its half and the states of the compressors, so that a warm basis is as warm as
+after the last step.
 """
 
 import sys

@@ -25,8 +25,10 @@ class Totals:
         steps: how many were made.
         up_bytes: of all uplink frames of training.
         down_bytes: of all downlink frames.
-        up_skipped: how many steps had an uplink message that the budget did not afford.
+        up_skipped: how many uplink messages the budget did not afford.
         down_skipped: the same for the downlink.
+        second_up_skipped: of these, how many were the second cut's.
+        second_down_skipped: the same for the downlink.
         link_seconds: that all messages took.
         wall_seconds: that the run took, all its parts together.
         metrics_bytes: the length of `metrics.jsonl` at the checkpoint.
@@ -44,6 +46,8 @@ class Totals:
     metrics_bytes: int = 0
     envelope_up_bytes: int = 0
     envelope_down_bytes: int = 0
+    second_up_skipped: int = 0
+    second_down_skipped: int = 0
 
     def add(self, metrics: Metrics) -> None:
         """Adds one step."""
@@ -51,15 +55,27 @@ class Totals:
         up, down = by_direction(metrics)
         self.up_bytes += num_bytes(up)
         self.down_bytes += num_bytes(down)
-        self.up_skipped += any(bool(message.is_skipped) for message in up)
-        self.down_skipped += any(bool(message.is_skipped) for message in down)
+        self.up_skipped += num_skipped(up)
+        self.down_skipped += num_skipped(down)
+        self.second_up_skipped += num_skipped(up[1:])
+        self.second_down_skipped += num_skipped(down[1:])
         self.link_seconds += float(metrics.link_seconds)
 
-    def raw_bytes(self, raw_message_bytes: int) -> tuple[int, int]:
-        """Returns (up, down) what the messages that carried something would have taken in float32."""
-        return (self.steps - self.up_skipped) * raw_message_bytes, (self.steps - self.down_skipped) * raw_message_bytes
+    def raw_bytes(self, raw_message_bytes: tuple[int, int]) -> tuple[int, int]:
+        """Returns (up, down) what the messages that carried something would have taken in float32.
 
-    def ratio(self, raw_message_bytes: int) -> float:
+        Args:
+            raw_message_bytes: of one tensor of the cut, and of one of the second cut, or 0 where there is none.
+        """
+        first, second = raw_message_bytes
+        skipped = (self.up_skipped, self.second_up_skipped), (self.down_skipped, self.second_down_skipped)
+        up, down = (
+            (self.steps - (of_both - of_second)) * first + (self.steps - of_second) * second
+            for of_both, of_second in skipped
+        )
+        return up, down
+
+    def ratio(self, raw_message_bytes: tuple[int, int]) -> float:
         """Returns raw float32 bytes over bytes sent, both directions together; a skipped message saves nothing."""
         return sum(self.raw_bytes(raw_message_bytes)) / max(1, self.up_bytes + self.down_bytes)
 
@@ -74,6 +90,11 @@ def by_direction(metrics: Metrics) -> tuple[list[Message], list[Message]]:
 def num_bytes(messages: list[Message]) -> int:
     """Returns the bytes of all frames."""
     return sum(int(message.num_bytes) for message in messages)
+
+
+def num_skipped(messages: list[Message]) -> int:
+    """Returns how many messages are empty."""
+    return sum(bool(message.is_skipped) for message in messages)
 
 
 def train_line(metrics: Metrics, totals: Totals, epoch: int) -> dict[str, Any]:
@@ -97,8 +118,9 @@ def train_line(metrics: Metrics, totals: Totals, epoch: int) -> dict[str, Any]:
         f"{way}_distortion": None if message.distortion is None else float(message.distortion)
         for way, message in messages.items()
     }
-    line["up_budget_bytes"] = int(metrics.up_budget_bytes)
-    line["down_budget_bytes"] = int(metrics.down_budget_bytes)
+    budgets = {way: int(getattr(metrics, f"{way}_budget_bytes")) for way in messages}
+    line |= {f"{way}_budget_bytes": budgets[way] + budgets.get(f"second_{way}", 0) for way in ways}
+    line |= {f"{way}_budget_bytes": budgets[way] for way in second}
     line |= {"up_skipped": totals.up_skipped, "down_skipped": totals.down_skipped}
     line["link_seconds"] = float(metrics.link_seconds)
     return line
@@ -118,14 +140,14 @@ def eval_line(scores: dict[str, Any], totals: Totals, epoch: int) -> dict[str, A
 
 
 def summary(
-    last_eval: dict[str, Any], totals: Totals, raw_message_bytes: int, seed: int, client: str, server: str
+    last_eval: dict[str, Any], totals: Totals, raw_message_bytes: tuple[int, int], seed: int, client: str, server: str
 ) -> dict[str, Any]:
     """Returns what `summary.json` holds.
 
     Args:
         last_eval: the line of the last evaluation.
         totals: of the whole run.
-        raw_message_bytes: of one cut tensor in float32.
+        raw_message_bytes: as in `Totals.raw_bytes`.
         seed: of the run.
         client: digest of the client's trained parameters, see `params_sha256`.
         server: of the server's.
@@ -207,7 +229,12 @@ class Journal:
     """Keeps the totals, writes `metrics.jsonl` and tells the terminal; a checkpoint holds its `counts`."""
 
     def __init__(
-        self, path: Path, terminal: Terminal, calendar: Calendar, raw_message_bytes: int, counts: dict[str, Any] | None
+        self,
+        path: Path,
+        terminal: Terminal,
+        calendar: Calendar,
+        raw_message_bytes: tuple[int, int],
+        counts: dict[str, Any] | None,
     ) -> None:
         """Opens the journal of a run, or goes on with it.
 
@@ -215,7 +242,7 @@ class Journal:
             path: of `metrics.jsonl`.
             terminal: where a person looks.
             calendar: when lines are written.
-            raw_message_bytes: of one cut tensor in float32.
+            raw_message_bytes: as in `Totals.raw_bytes`.
             counts: of the checkpoint that the run goes on from, or None.
         """
         self.totals = Totals(**counts["totals"]) if counts else Totals()

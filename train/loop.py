@@ -173,7 +173,11 @@ def fit(
 def _as_given(config: Config, dataset: Dataset, model: split.SplitModel | None) -> Config:
     """Returns the config with the data set's name, and the model's if it is one of the caller's own."""
     data = dataclasses.replace(config.data, name=dataset.name)
-    named = config.model if model is None else dataclasses.replace(config.model, name="own", cut="own")
+    named = config.model
+    if model is not None:
+        named = dataclasses.replace(
+            named, name="own", cut="own", second_cut=None if model.tail_apply is None else "own"
+        )
     return dataclasses.replace(config, data=data, model=named)
 
 

@@ -92,7 +92,7 @@ def share(config: Config, dataset: Dataset, role: str, num_steps: int) -> Share:
         forth, back = _payloads(setup.second.duplex, setup.second.spec, ends[3], ends[2])
         echo = {"up": steps.echo_up, "second_up": u_step.echo_back}
         if role == "server":
-            echo = {"down": steps.echo_down, "second_down": u_step.echo_on}
+            echo = {"down": u_step.echo_down, "second_down": u_step.echo_on}
         layouts, parts = {"up": up, "down": down, "second_down": forth, "second_up": back}, u_step.programs(setup)
     echoes = {way: jax.jit(functools.partial(program, setup)) for way, program in echo.items()}
     return Share(setup, spec, layouts, first, parts, echoes)

@@ -92,7 +92,10 @@ def describe(train: Metrics, evals: Metrics) -> list[Plot]:
             "distortion",
             "Distortion over steps",
             "Squared error of what arrived relative to what was to be sent; 1 where nothing arrived.",
-            [Panel("relative squared error", _directions(train, "distortion"), scale="log")],
+            [
+                Panel("relative squared error", _directions(train, "distortion"), scale="log"),
+                Panel("second cut", _directions(train, "distortion", "second_"), scale="log"),
+            ],
         ),
         Plot(
             "rank",
@@ -100,14 +103,20 @@ def describe(train: Metrics, evals: Metrics) -> list[Plot]:
             "Components sent in a frame, and the bytes that the link or the ratio allowed for it.",
             [
                 Panel("rank", _directions(train, "rank"), "whole"),
+                Panel("rank, second cut", _directions(train, "rank", "second_"), "whole"),
                 _byte_panel("budget of a frame", _directions(train, "budget_bytes")),
             ],
         ),
         Plot(
             "frames",
             "Bytes of a frame against its budget",
-            "Frames with their headers, and the most that was allowed for each.",
-            [_frame_panel("up", train), _frame_panel("down", train)],
+            "Frames with their headers, and the most that was allowed for each; of two cuts, a direction's together.",
+            [
+                _frame_panel("uplink frame", "up", train),
+                _frame_panel("downlink frame", "down", train),
+                _frame_panel("up, second cut", "up", train, "second_"),
+                _frame_panel("down, second cut", "down", train, "second_"),
+            ],
         ),
         *_link_plots(evals),
     ]
@@ -145,10 +154,10 @@ def _accuracy_panel(evals: Metrics, x: np.ndarray) -> Panel:
     return Panel("test accuracy", [left_alone, compressed], "percent", "free")
 
 
-def _frame_panel(direction: Literal["up", "down"], lines: Metrics) -> Panel:
-    budget = _series("budget", lines, f"{direction}_budget_bytes", "muted")
-    frame = _series("frame", lines, f"{direction}_bytes", direction)
-    return _byte_panel(f"{direction}link frame", [*_with_mean(budget, 1000), *_with_mean(frame, 1000)])
+def _frame_panel(label: str, direction: Literal["up", "down"], lines: Metrics, cut: str = "") -> Panel:
+    budget = _series("budget", lines, f"{cut}{direction}_budget_bytes", "muted")
+    frame = _series("frame", lines, f"{cut}{direction}_bytes", direction)
+    return _byte_panel(label, [*_with_mean(budget, 1000), *_with_mean(frame, 1000)])
 
 
 def _byte_panel(y_label: str, series: list[Series]) -> Panel:
@@ -162,8 +171,9 @@ def _train_and_test(train: Metrics, evals: Metrics, field: str) -> list[Series]:
     return [*_with_mean(_series("training", train, field, "muted"), 50), _series("test", evals, field, "accent")]
 
 
-def _directions(lines: Metrics, field: str) -> list[Series]:
-    up, down = _series("up", lines, f"up_{field}", "up"), _series("down", lines, f"down_{field}", "down")
+def _directions(lines: Metrics, field: str, cut: str = "") -> list[Series]:
+    """Returns both directions' lines of a field; `cut` is "second_" for those of a second cut."""
+    up, down = _series("up", lines, f"{cut}up_{field}", "up"), _series("down", lines, f"{cut}down_{field}", "down")
     return [*_with_mean(up, 1000), *_with_mean(down, 1000)]
 
 

@@ -25,6 +25,8 @@ _NUMBERS = (
     "up_bytes", "up_rank", "up_distortion", "up_budget_bytes", "up_skipped", "total_up_bytes", "raw_up_bytes",
     "down_bytes", "down_rank", "down_distortion", "down_budget_bytes", "down_skipped", "total_down_bytes",
     "raw_down_bytes", "eval_up_bytes", "total_link_seconds", "ratio", "steps", "seed", "wall_seconds",
+    "second_up_bytes", "second_up_rank", "second_up_distortion", "second_up_budget_bytes", "second_down_bytes",
+    "second_down_rank", "second_down_distortion", "second_down_budget_bytes", "eval_down_bytes",
 )  # fmt: skip
 _HASHES = ("client_params_sha256", "server_params_sha256", "params_sha256")
 _PAGE = jinja2.Environment(
@@ -150,7 +152,10 @@ def _status(run: Run) -> str:
             found = found.get(key, MISSING) if isinstance(found, dict) else MISSING
         return str(found)
 
-    methods = ", ".join(f"{setting('compress', name, 'method')} {name}" for name in ("up", "down"))
+    ways = ["up", "down"]
+    if setting("model", "second_cut") != MISSING:
+        ways += ["second_down", "second_up"]
+    methods = ", ".join(f"{setting('compress', name, 'method')} {name.replace('_', ' ')}" for name in ways)
     steps = count(run.facts.get("steps"))
     end = f"finished after {steps} steps" if run.is_finished else f"not finished, last logged step {steps}"
     return f"{setting('data', 'name')} · {setting('model', 'name')} · {methods} · {end}"
@@ -194,6 +199,11 @@ def _facts(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("Test loss", f"{facts['loss']:.4g}" if is_number(facts.get("loss")) else MISSING),
         ("Ratio, raw to sent", times(facts.get("ratio"))),
         ("Bytes up in evaluations, not counted as sent", byte_size(facts.get("eval_up_bytes"))),
+        *(
+            [("Bytes down in evaluations, not counted as sent", byte_size(facts["eval_down_bytes"]))]
+            if is_number(facts.get("eval_down_bytes"))
+            else []
+        ),
         ("Steps", count(facts.get("steps"))),
         ("Messages skipped, up", count(facts.get("up_skipped"))),
         ("Messages skipped, down", count(facts.get("down_skipped"))),

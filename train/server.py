@@ -219,7 +219,6 @@ class Server:
             self._metrics.close()
         self._metrics = run_folder.MetricsFile(Path(self._config.run_dir) / "metrics.jsonl", self._totals.metrics_bytes)
         self._grading: Any = None
-        self._relayed: Any = None
         self._common = common
         self.say(f"client {client}: {'begins' if not common else f'goes on after step {common}'}")
         return {"step": common}

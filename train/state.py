@@ -29,7 +29,7 @@ TENSORS = (
 """What a step checks for finiteness, in the order of cause; `Metrics.broken` is a position in it, or -1."""
 
 
-PURPOSES = ("compressors", "steps", "evaluation", "network", "second cut")
+PURPOSES = ("compressors", "steps", "evaluation", "network", "second cut", "evaluation of the second cut")
 """What random numbers are drawn for; each has a key of its own."""
 
 
@@ -129,9 +129,9 @@ class Setup(NamedTuple):
         assert self.second is not None
         return self.duplex, self.second.duplex
 
-    def raw_message_bytes(self, spec: jax.ShapeDtypeStruct) -> int:
-        """Returns the float32 bytes that a step takes one way: of the cut tensor `spec`, and of the second cut's."""
-        return measure.raw_bytes(spec.shape) + (measure.raw_bytes(self.second.spec.shape) if self.second else 0)
+    def raw_message_bytes(self, spec: jax.ShapeDtypeStruct) -> tuple[int, int]:
+        """Returns the float32 bytes of a message of the cut tensor `spec`, and of one of the second cut's, or 0."""
+        return measure.raw_bytes(spec.shape), measure.raw_bytes(self.second.spec.shape) if self.second else 0
 
 
 class Metrics(NamedTuple):
@@ -142,12 +142,14 @@ class Metrics(NamedTuple):
         accuracy: share of the batch that was right.
         up: the uplink's message.
         down: the downlink's message.
-        up_budget_bytes: what the uplink's frames were allowed.
+        up_budget_bytes: what the uplink's frame was allowed.
         down_budget_bytes: the same for the downlink.
         link_seconds: how long all messages took on the virtual clock.
         broken: which of `TENSORS` was not finite, or -1.
         second_up: of a U-shaped network, the uplink's second message.
         second_down: the downlink's other one.
+        second_up_budget_bytes: what `second_up` was allowed.
+        second_down_budget_bytes: the same for `second_down`.
     """
 
     loss: Array
@@ -160,6 +162,8 @@ class Metrics(NamedTuple):
     broken: Array
     second_up: split.Message | None = None
     second_down: split.Message | None = None
+    second_up_budget_bytes: Array | None = None
+    second_down_budget_bytes: Array | None = None
 
 
 def init(setup: Setup, spec: jax.ShapeDtypeStruct, client: tuple, server: tuple, initial_mbps: tuple) -> TrainState:

@@ -331,9 +331,9 @@ def echo_down(
         budget: int32, bytes.
     """
     *_, down_key = keys(setup, step)
-    return echo_answer(
-        setup.duplex, up_payload, up_state, payload, smashed_grad, mirror, SideInfo(down_key, budget, sample_ids)
-    )
+    side = SideInfo(down_key, budget, sample_ids)
+    is_unmet = measure.is_skipped(up_payload)
+    return echo_answer(setup.duplex, up_payload, up_state, payload, smashed_grad, mirror, side, is_unmet)
 
 
 def echo_answer(
@@ -344,9 +344,21 @@ def echo_answer(
     smashed_grad: Array,
     mirror: PyTree,
     side: SideInfo,
+    is_unmet: Array,
 ) -> tuple[split.Message, PyTree]:
-    """Returns what `echo_down` does, at any cut: `duplex` is its compressors', `side` the gradient's."""
+    """Returns what `echo_down` does, at any cut.
+
+    Args:
+        duplex: the cut's compressors.
+        up_payload: what the message answers.
+        up_state: the answerer's of the activations, after that.
+        payload: that was sent.
+        smashed_grad: the gradient of the cut as it was.
+        mirror: the receiver's state before.
+        side: of the message.
+        is_unmet: bool, whether a message before it was empty, so that the receiver's state stays.
+    """
     side = duplex.side_down(up_payload, side, up_state)
     grad_hat, new_mirror = duplex.down.decompress(payload, mirror, side)
     message = split.message(duplex.down, payload, smashed_grad, grad_hat)
-    return message, split.select(measure.is_skipped(up_payload), mirror, new_mirror)
+    return message, split.select(is_unmet, mirror, new_mirror)

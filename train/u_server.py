@@ -1,4 +1,4 @@
-"""The server's role with a U-shaped network: it relays what comes up to the client's last layers, and learns no label.
+"""The server's role with a U-shaped network: it relays what comes up to the client's last layers, and is sent no label.
 
 A step is two requests: `forward`, and `backward` with the gradient of the second cut. What a `forward` has changed
 counts with its `backward` alone: a run goes on from whole steps.
@@ -38,6 +38,12 @@ class UServer(Server):
     """What the server holds, and how it answers; requests come one at a time."""
 
     requests, answers = messages.U_REQUESTS, messages.U_ANSWERS
+    _relayed: _Relayed | None = None
+
+    def _hello(self, client: str, run: str, **about: Any) -> dict[str, Any]:
+        """Agrees on a common step; half a step that was made is forgotten."""
+        self._relayed = None
+        return super()._hello(client, run, **about)
 
     def _forward(
         self,
@@ -73,6 +79,7 @@ class UServer(Server):
         )  # fmt: skip
         found = {"distortion": distortion, "rank": rank_of(message), "compute_s": time.monotonic() - started}
         if not np.isfinite(distortion):
+            self._relayed = None
             return found | {"frame": b"", "distortion": 0.0, "broken": 0}
         return found | {"frame": reply, "broken": -1}
 
@@ -80,7 +87,7 @@ class UServer(Server):
         """Carries the gradient of the second cut through the server's layers, and updates them."""
         made, second = self._made()
         self._require_at(step)
-        relayed: _Relayed | None = self._relayed
+        relayed = self._relayed
         if relayed is None or relayed.step != step:
             raise remote.StrayedError("a step begins with its forward request")
         started = time.monotonic()
@@ -92,10 +99,7 @@ class UServer(Server):
         given, moved, optimiser = made.parts.give_back(
             relayed.server, state.optimiser, number, relayed.kept, payload, ids, up, down
         )
-        message, mirror = made.echoes["down"](
-            relayed.kept.payload, relayed.server.up[0], given.payload, given.smashed_grad, state.mirror[0], number,
-            ids, down,
-        )  # fmt: skip
+        message, mirror = made.echoes["down"](relayed.server, relayed.kept, given, state.mirror[0], number, ids, down)
         distortion, *is_finite = jax.device_get((message.distortion, given.are_grads_finite, given.is_half_finite))
         # In the order of `TENSORS`: gradient of the cut, the server's gradients, its updated half.
         checked = {2: np.isfinite(distortion), 4: is_finite[0], 6: is_finite[1]}
@@ -106,12 +110,15 @@ class UServer(Server):
         reply = wire.encode(jax.device_get(given.payload))
         self._state = party.PartyState(moved, optimiser, (mirror, relayed.mirror), state.step + 1)
         self._relayed = None
-        arrived: Any = (len(frame), measure.rank(payload), None, measure.is_skipped(payload))
-        budgets: Any = relayed.budgets[0] + up, relayed.budgets[1] + down
         unknown: Any = None  # loss and accuracy are the client's
-        metrics: Any = (unknown, unknown, relayed.up, message._replace(num_bytes=len(reply)), *budgets, 0.0, -1,
-                        split.Message(*arrived), relayed.forth)  # fmt: skip
-        self._count(states.Metrics(*metrics), waited_s, *relayed.mbps)
+        arrived: Any = (len(frame), measure.rank(payload), unknown, measure.is_skipped(payload))
+        on: Any = relayed.budgets
+        found: Any = {
+            "up": relayed.up, "down": message._replace(num_bytes=len(reply)), "up_budget_bytes": on[0],
+            "down_budget_bytes": down, "second_up": split.Message(*arrived), "second_down": relayed.forth,
+            "second_up_budget_bytes": up, "second_down_budget_bytes": on[1], "link_seconds": 0.0, "broken": -1,
+        }  # fmt: skip
+        self._count(states.Metrics(loss=unknown, accuracy=unknown, **found), waited_s, *relayed.mbps)
         return {"frame": reply, "distortion": float(distortion), "rank": rank_of(message), "broken": -1,
                 "compute_s": time.monotonic() - started, "wants_save": self._is_ending}  # fmt: skip
 

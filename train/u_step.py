@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from nscjax import link as links
-from nscjax import split, u_shaped
+from nscjax import measure, split, u_shaped
 from nscjax.compress import SideInfo
 from nscjax.types import Array, Key, PyTree
 from train import step as steps
@@ -44,6 +44,7 @@ class Given(NamedTuple):
         payload: of the first cut's gradient, to be sent down.
         smashed_grad: the gradient of the loss in the tensor of the first cut.
         features_grad_hat: the gradient of the second cut as it arrived.
+        is_skipped: bool, whether a message before this one was empty.
         are_grads_finite: those of the server's half.
         is_half_finite: the server's half as it is then.
     """
@@ -51,6 +52,7 @@ class Given(NamedTuple):
     payload: PyTree
     smashed_grad: Array
     features_grad_hat: Array
+    is_skipped: Array
     are_grads_finite: Array
     is_half_finite: Array
 
@@ -145,7 +147,7 @@ def give_back(
     done, moved = u_shaped.server_backward(setup.duplexes(), server, kept, payload, *sides)
     moved, new_optimiser = steps.updated(setup, step, moved, optimiser, done.grads, done.is_skipped)
     are_grads_finite, is_half_finite = steps.all_finite(done.grads), steps.is_party_finite(moved, new_optimiser)
-    given = Given(done.payload, done.smashed_grad, done.grad_hat, are_grads_finite, is_half_finite)
+    given = Given(done.payload, done.smashed_grad, done.grad_hat, done.is_skipped, are_grads_finite, is_half_finite)
     return given, moved, new_optimiser
 
 
@@ -196,7 +198,7 @@ def halfway(setup: Setup, link_state: PyTree, payload: PyTree, onward: PyTree) -
     """
     assert setup.second is not None
     sent = setup.duplex.up.num_bytes(payload), setup.second.duplex.up.num_bytes(onward)
-    link, up_s, down_s = links.exchange(setup.link, setup.estimator, link_state, *sent)
+    link, up_s, down_s = links.exchange(half_computing(setup.link), setup.estimator, link_state, *sent)
     return link, up_s + down_s, *steps.budgets(setup, link, (setup.second.caps[1], setup.caps[1]))
 
 
@@ -210,7 +212,7 @@ def settle(
     turned: Turned,
     given: Given,
     receipt: steps.Receipt,
-    allowed: tuple[Array, Array],
+    allowed: tuple[Array, Array, Array, Array],
 ) -> tuple[TrainState, Metrics]:
     """Returns the state after a step, and its metrics: `moved`, or after a number that is not finite `state`.
 
@@ -224,14 +226,16 @@ def settle(
         turned: what the client computed from it.
         given: what the server computed from that.
         receipt: of the client.
-        allowed: (up, down) the budgets of all messages, in bytes.
+        allowed: the messages' budgets in the order of the messages, in bytes.
     """
     first, second = setup.duplexes()
     up = split.message(first.up, *sent, kept.smashed_hat)
     forth = split.message(second.up, kept.pending.payload, kept.pending.smashed, turned.features_hat)
     back = split.message(second.down, turned.payload, turned.features_grad, given.features_grad_hat)
     down = split.message(first.down, given.payload, given.smashed_grad, receipt.grad_hat)
-    link, up_s, down_s = links.exchange(setup.link, setup.estimator, moved.link, back.num_bytes, down.num_bytes)
+    link, up_s, down_s = links.exchange(
+        half_computing(setup.link), setup.estimator, moved.link, back.num_bytes, down.num_bytes
+    )
     broken = steps.broken_of([
         jnp.isfinite(up.distortion) & jnp.isfinite(forth.distortion),
         jnp.isfinite(turned.loss),
@@ -242,8 +246,11 @@ def settle(
         given.is_half_finite,
     ])  # fmt: skip
     seconds = first_s + up_s + down_s
-    metrics = Metrics(turned.loss, turned.accuracy, up, down, *allowed, seconds, broken, second_up=back,
-                      second_down=forth)  # fmt: skip
+    metrics = Metrics(
+        loss=turned.loss, accuracy=turned.accuracy, up=up, down=down, up_budget_bytes=allowed[0],
+        down_budget_bytes=allowed[3], link_seconds=seconds, broken=broken, second_up=back, second_down=forth,
+        second_up_budget_bytes=allowed[2], second_down_budget_bytes=allowed[1],
+    )  # fmt: skip
     return steps.if_sound(state, moved._replace(link=link, step=state.step + 1), broken), metrics
 
 
@@ -269,6 +276,7 @@ def echo_on(
 
 def echo_back(
     setup: Setup,
+    sent: PyTree,
     onward: PyTree,
     on_state: PyTree,
     payload: PyTree,
@@ -282,6 +290,7 @@ def echo_back(
 
     Args:
         setup: of the run.
+        sent: the step's first payload.
         onward: what it answers.
         on_state: the client's of the second cut's activations, after that.
         payload: that was sent.
@@ -293,8 +302,37 @@ def echo_back(
     """
     _, second = setup.duplexes()
     _, back_key = _second_keys(setup, step)
+    is_unmet = measure.is_skipped(sent) | measure.is_skipped(onward)
+    side = SideInfo(back_key, budget, sample_ids)
+    return steps.echo_answer(second, onward, on_state, payload, features_grad, mirror, side, is_unmet)
+
+
+def echo_down(
+    setup: Setup,
+    server: split.Party,
+    kept: u_shaped.Relay,
+    given: Given,
+    mirror: PyTree,
+    step: Array,
+    sample_ids: Array,
+    budget: Array,
+) -> tuple[split.Message, PyTree]:
+    """Returns (what the message of the first cut's gradient cost and lost, the receiver's state), at the server.
+
+    Args:
+        setup: of the run.
+        server: as `relay` returned it.
+        kept: as `relay` returned it.
+        given: what `give_back` computed, and sent.
+        mirror: the receiver's state before.
+        step: int32, counted from 0.
+        sample_ids: int32 [B].
+        budget: int32, bytes.
+    """
+    *_, down_key = steps.keys(setup, step)
+    side = SideInfo(down_key, budget, sample_ids)
     return steps.echo_answer(
-        second, onward, on_state, payload, features_grad, mirror, SideInfo(back_key, budget, sample_ids)
+        setup.duplex, kept.payload, server.up[0], given.payload, given.smashed_grad, mirror, side, given.is_skipped
     )
 
 
@@ -333,7 +371,12 @@ def train_step(parts: Programs, state: TrainState, x: Array, y: Array, sample_id
         client=client, server=server, client_optimiser=client_optimiser, server_optimiser=server_optimiser, link=link
     )
     sent = payload, pending.smashed
-    return parts.settle(state, moved, first_s, sent, relayed, turned, given, receipt, (up + back, on + down))
+    return parts.settle(state, moved, first_s, sent, relayed, turned, given, receipt, (up, on, back, down))
+
+
+def half_computing(link: links.Link) -> links.Link:
+    """Returns the link of one exchange: of what parties compute in a step, each has half before either message."""
+    return link._replace(client_step_s=link.client_step_s / 2, server_step_s=link.server_step_s / 2)
 
 
 def _second_keys(setup: Setup, step: Array) -> tuple[Key, Key]:

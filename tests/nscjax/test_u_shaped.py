@@ -29,9 +29,22 @@ DUPLEXES = {
 }
 
 
+STATEFUL = {
+    "delta on every leg": lambda: (
+        (compress.Duplex(*[compress.delta(compress.METHODS["top_k"](), num_samples=2 * BATCH_SIZE)] * 2),) * 2
+    ),
+    "gradients with memory": lambda: (
+        compress.Duplex(compress.identity(), compress.error_feedback(compress.METHODS["top_k"](k=2), decay=1.0)),
+        compress.Duplex(
+            compress.METHODS["top_k"](), compress.delta(compress.METHODS["top_k"](), num_samples=2 * BATCH_SIZE)
+        ),
+    ),
+}
+
+
 @functools.cache
 def programs(name):
-    model, duplexes = networks.u_shaped()[0], DUPLEXES[name]()
+    model, duplexes = networks.u_shaped()[0], (DUPLEXES | STATEFUL)[name]()
     parts = (
         functools.partial(u_shaped.client_forward, model, duplexes),
         functools.partial(u_shaped.server_forward, model, duplexes),
@@ -138,3 +151,42 @@ def test_after_an_empty_message_nothing_is_learnt_and_all_that_follow_are_empty(
     (before, *_), after, served = made_step(name, after, served, 2)
     (later, *_), *_ = made_step(name, after, served, 4)
     assert later < before
+
+
+def both_ends(client, server):
+    """Returns pairs of what either end holds of the other's: the sender's copy, and the receiver's."""
+    sent = [(client.up[0], server.up[0]), (server.up[1], client.up[1])]
+    sent += [(server.down[0], client.down[0]), (client.down[1], server.down[1])]
+    return [(one.cache, other.cache) for one, other in sent]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_both_ends_hold_the_same_after_any_messages_that_were_empty(seed):
+    """Caches of every sample on all four legs, whichever of them carried nothing."""
+    random = np.random.default_rng(seed)
+    client, server = parties("delta on every leg")
+    for step in range(6):
+        budgets = [0 if random.random() < 0.3 else PLENTY for _ in LEGS]
+        before = both_ends(client, server)
+        _, client, server = made_step("delta on every leg", client, server, step, budgets)
+        after = both_ends(client, server)
+        for sender, receiver in after:
+            np.testing.assert_array_equal(sender, receiver)
+        first_empty = next((place for place, budget in enumerate(budgets) if budget == 0), len(LEGS))
+        # In the order of LEGS: what comes after an empty message moves nothing.
+        for place, leg in enumerate((0, 1, 3, 2)):
+            moved = not np.array_equal(before[leg][0], after[leg][0])
+            assert moved == (place < first_empty), LEGS[place]
+
+
+def test_an_empty_message_leaves_no_stale_gradient_in_a_residual():
+    """Of a sample seen before, a cached gradient would come back and be sent once more."""
+    name = "gradients with memory"
+    client, server = parties(name)
+    for step in (0, 2):
+        _, client, server = made_step(name, client, server, step)
+    residual = server.down[0].residual
+    for empty in (1, 2):
+        budgets = [0 if place == empty else PLENTY for place in range(4)]
+        _, _, served = made_step(name, client, server, 4, budgets)
+        np.testing.assert_array_equal(served.down[0].residual, residual)

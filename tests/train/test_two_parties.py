@@ -8,13 +8,14 @@ import sys
 import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 
-from nscjax import check, remote
+from nscjax import check, remote, wire
 from nscjax.remote import certs, session
 from tests.train.runs import ROOT, child_environment, free_address, lines, made_folder
-from train import checkpoint, client, main, party, server, u_client, u_server
+from train import checkpoint, client, loop, main, party, server, u_client, u_server
 from train import config as configs
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -113,8 +114,7 @@ def test_the_cut_left_alone_is_graded_where_that_was_asked_for(folder, name, mor
     assert at_client["accuracy_uncompressed"] == local["accuracy_uncompressed"]
 
 
-def test_no_label_leaves_the_client_of_a_u_shaped_network(folder, monkeypatch):
-    """Every request's fields are known, and none of them holds what the server could learn a label from."""
+def test_the_server_of_a_u_shaped_network_is_sent_no_label_and_no_score(folder, monkeypatch):
     asked = {}
 
     def ask(self, kind, fields, *more, **named):
@@ -132,7 +132,7 @@ def test_no_label_leaves_the_client_of_a_u_shaped_network(folder, monkeypatch):
         json.loads((folder / f"labels-u-{role}" / "summary.json").read_text()) for role in ("client", "server")
     )
     assert at_client["accuracy"] is not None
-    assert {at_server[name] for name in client.SCORES} == {None}
+    assert not {"loss", "accuracy", "balanced_accuracy", "accuracy_uncompressed"} & set(at_server)
 
 
 def test_labels_cannot_be_the_servers_in_a_u_shaped_network(folder, capsys):
@@ -284,6 +284,21 @@ def test_budgets_follow_the_link_that_the_client_measures(folder):
         assert found[-1][f"{way}_bytes"] > 0.2 * rate * deadline_s * 125_000
     assert found[-1]["link_seconds"] > sum(found[-1][f"{way}_bytes"] / rate / 125_000 for way, rate in rates.items())
     assert 0 < at_server[-1]["waited_share"] < 1
+
+
+@pytest.mark.parametrize("budget", [0, 10])
+def test_an_empty_message_is_a_header_however_small_its_budget(folder, budget):
+    config = config_of(folder, "header", "127.0.0.1:1", "--role", "client")
+    dataset = loop.data_to_train_on(config)
+    share = party.share(config, dataset, "client", 12)
+    asker = client.Client(config, dataset, loop.calendar_of(config, dataset), share, None, None)
+    empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), share.layouts["down"])
+    answer = {"broken": -1, "frame": wire.encode(empty)}
+    assert len(answer["frame"]) > budget
+    assert asker._reply(answer, "down", budget).rank == 0
+    full = dataclasses.replace(empty, rank=np.ones_like(empty.rank))
+    with pytest.raises(remote.EnvelopeError, match=f"allowed: {budget}"):
+        asker._reply({"broken": -1, "frame": wire.encode(full)}, "down", budget)
 
 
 @pytest.mark.parametrize(("up", "down", "needed"), [("aq_sgd", "top_k", True), ("top_k", "aq_sgd", False)])

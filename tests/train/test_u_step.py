@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
+from nscjax import link as links
 from nscjax.check import InputError
 from tests.train import runs
 from tests.train.runs import count_compilations, lines, made_folder
-from train import checkpoint, journal, loop, main, predict
+from train import checkpoint, journal, loop, main, predict, u_step
 from train import config as configs
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -67,9 +68,13 @@ def test_no_message_is_over_its_budget_and_all_are_counted(unbroken):
     for line in train:
         for way in ("up", "down"):
             assert 0 < line[f"second_{way}_bytes"] < line[f"{way}_bytes"]
+            budgets = {"second": line[f"second_{way}_budget_bytes"]}
+            budgets["first"] = line[f"{way}_budget_bytes"] - budgets["second"]
+            sent = {"second": line[f"second_{way}_bytes"]}
+            sent["first"] = line[f"{way}_bytes"] - sent["second"]
+            ranks = {"first": line[f"{way}_rank"], "second": line[f"second_{way}_rank"]}
             # A skipped message is a header, which tells the other end so, however small the budget was.
-            is_skipped = 0 in (line[f"{way}_rank"], line[f"second_{way}_rank"])
-            assert is_skipped or line[f"{way}_bytes"] <= line[f"{way}_budget_bytes"]
+            assert all(sent[cut] <= budgets[cut] or ranks[cut] == 0 for cut in ranks)
             assert line[f"second_{way}_distortion"] > 0
     assert 0 < train[-1]["down_skipped"] < len(train)
     found = lines(unbroken[0], "eval")[-1]
@@ -77,6 +82,17 @@ def test_no_message_is_over_its_budget_and_all_are_counted(unbroken):
         assert found[f"total_{way}_bytes"] == sum(line[f"{way}_bytes"] for line in train)
         assert found[f"eval_{way}_bytes"] > 0
     assert found["total_link_seconds"] == pytest.approx(sum(line["link_seconds"] for line in train), rel=1e-6)
+
+
+def test_parties_compute_as_long_as_with_one_cut():
+    """Two exchanges, each with half of a step's computing before either message."""
+    whole = links.Link(links.lte_like(0), links.lte_like(1), client_step_s=0.3, server_step_s=0.1)
+    estimator = links.quantile()
+    start = links.init(whole, estimator)
+    one, *_ = links.exchange(whole, estimator, start, 0, 0)
+    half, *_ = links.exchange(u_step.half_computing(whole), estimator, start, 0, 0)
+    two, *_ = links.exchange(u_step.half_computing(whole), estimator, half, 0, 0)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, two)
 
 
 def test_each_function_is_compiled_once(unbroken):
@@ -156,4 +172,4 @@ def test_a_model_of_ones_own_may_be_u_shaped(tmp_path):
     fitted = loop.fit(config, runs.own_dataset(), whole, *halves)
     assert fitted.summary["accuracy"] > 0.7
     assert {line["second_up_rank"] for line in lines(tmp_path / "own", "train")} <= set(range(1, 7))
-    assert configs.from_toml(tmp_path / "own" / "config.toml").model.second_cut is None
+    assert configs.from_toml(tmp_path / "own" / "config.toml").model.second_cut == "own"
