@@ -1,4 +1,4 @@
-"""Compressors are compiled hundreds of times here, for small tensors: with little optimisation, which is faster."""
+"""Functions are compiled thousands of times here, for small tensors: with little optimisation, which is faster."""
 
 import jax
 import pytest
