@@ -140,6 +140,27 @@ def test_labels_cannot_be_the_servers_in_a_u_shaped_network(folder, capsys):
     assert "remote.labels is 'server'; allowed: 'client' with model.second_cut" in capsys.readouterr().err
 
 
+def test_what_comes_out_of_turn_strays_and_changes_nothing(folder):
+    """A gradient without its activations, a batch of an evaluation that has not begun; both from a known client."""
+    more = ("--model.second_cut", "hidden2")
+    config = config_of(folder, "turn-client", "127.0.0.1:1", "--role", "client", *more)
+    desk = u_server.UServer(config_of(folder, "turn-server", "127.0.0.1:1", "--role", "server", *more))
+    desk.serve("client", "run", "hello", client.hello(config, loop.data_to_train_on(config), []))
+    budgets = {"up_budget": 100, "down_budget": 100}
+    for kind, fields in (
+        ("backward", {"step": 0, "frame": b"", **budgets}),
+        ("pass_on", {"step": 0, "batch": 1, "frame": b"", "smashed": b""}),
+    ):
+        with pytest.raises(remote.StrayedError):
+            desk.serve("client", "run", kind, fields)
+    forward = {"step": 0, "frame": b"no frame", "ids": b"", "up_mbps": 1.0, "down_mbps": 1.0, **budgets}
+    with pytest.raises(wire.WireError):
+        desk.serve("client", "run", "forward", forward)
+    with pytest.raises(remote.StrayedError, match="forward"):
+        desk.serve("client", "run", "backward", {"step": 0, "frame": b"", **budgets})
+    desk.close(False)
+
+
 def test_the_requests_of_another_kind_of_network_are_refused(folder):
     words = ("--role", "server", "--model.second_cut", "hidden2")
     desk = u_server.UServer(config_of(folder, "kind-u", free_address(), *words))
