@@ -189,6 +189,18 @@ def test_a_server_that_never_comes_is_one_clear_error(folder):
     assert not (folder / "nobody-client").exists()
 
 
+KILLED_HALFWAY = """
+import os, sys
+from train import main, u_server
+forward = u_server.UServer._forward
+def forward_and_die(self, **fields):
+    answer = forward(self, **fields)
+    if self._totals.steps + 1 == int(sys.argv[1]):
+        os._exit(9)
+    return answer
+u_server.UServer._forward = forward_and_die
+sys.exit(main.main(sys.argv[2:]))
+"""
 KILLED = """
 import os, sys
 from train import journal, main
@@ -202,11 +214,12 @@ sys.exit(main.main(sys.argv[2:]))
 """
 
 
-@pytest.mark.parametrize(("name", "kind", "more"), [
-    ("killed", client.Client, ()), ("killed-u", u_client.UClient, ("--model.second_cut", "hidden2")),
+@pytest.mark.parametrize(("name", "kind", "killed", "more"), [
+    ("killed", client.Client, KILLED, ()),
+    ("killed-u", u_client.UClient, KILLED_HALFWAY, ("--model.second_cut", "hidden2")),
 ])  # fmt: skip
-def test_a_run_goes_on_after_its_server_was_killed_and_its_client_too(folder, monkeypatch, name, kind, more):
-    """The server dies between applying step 7 and answering it; the client is ended at step 9 and started anew."""
+def test_a_run_goes_on_after_its_server_was_killed_and_its_client_too(folder, monkeypatch, name, kind, killed, more):
+    """The server dies between applying step 7, or half of it, and answering; the client is ended at step 9."""
     assert main.main(argv(folder, name, "127.0.0.1:1", *more)) == 0
     address = free_address()
     words = argv(folder, f"{name}-server", address, "--role", "server", "--train.resume", "true", *more)
@@ -214,7 +227,7 @@ def test_a_run_goes_on_after_its_server_was_killed_and_its_client_too(folder, mo
     def start(*code):
         return subprocess.Popen([sys.executable, *code, *words], cwd=ROOT, env=child_environment())
 
-    first = start("-c", KILLED, "7")
+    first = start("-c", killed, "7")
     second: list[subprocess.Popen] = []
 
     def start_anew():
