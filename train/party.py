@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nscjax import measure, split, u_shaped
+from nscjax import split, u_shaped
 from nscjax.compress import Duplex, SideInfo
 from nscjax.split import Half
 from nscjax.types import Array, PyTree
@@ -58,8 +58,7 @@ class Share(NamedTuple):
 
     def largest_raw_bytes(self) -> int:
         """Returns the bytes of the largest tensor that crosses, in float32."""
-        second = self.setup.second
-        return max(measure.raw_bytes(spec.shape) for spec in (self.spec, *([second.spec] if second else [])))
+        return max(self.setup.raw_message_bytes(self.spec))
 
 
 def share(config: Config, dataset: Dataset, role: str, num_steps: int) -> Share:

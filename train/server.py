@@ -19,6 +19,7 @@ from nscjax import check, measure, remote, split, wire
 from nscjax.compress.base import Dense
 from nscjax.remote import envelope
 from nscjax.remote import grpc as transport
+from nscjax.types import PyTree
 from train import checkpoint, evaluate, journal, messages, party, run_folder
 from train import config as configs
 from train import state as states
@@ -304,9 +305,8 @@ class Server:
                     "compute_s": time.monotonic() - started, "wants_save": False}  # fmt: skip
         reply = wire.encode(answered.payload)
         self._state = party.PartyState(moved, optimiser, mirror, state.step + 1)
-        arrived: Any = (len(frame), measure.rank(payload), None, measure.is_skipped(payload))
         sent = message._replace(num_bytes=len(reply))
-        metrics: Any = (loss, accuracy, split.Message(*arrived), sent, up, down, 0.0, broken)
+        metrics: Any = (loss, accuracy, arrived(frame, payload), sent, up, down, 0.0, broken)
         step_metrics = states.Metrics(*metrics)
         self._count(step_metrics, waited_s, up_mbps, down_mbps)
         return {"frame": reply, "loss": float(loss), "accuracy": float(accuracy), "distortion": float(distortion),
@@ -455,6 +455,12 @@ def require_fits(frame: bytes, cap_bytes: int, direction: configs.DirectionConfi
     """Raises an `EnvelopeError` for a frame that is larger than the config allows."""
     if len(frame) > cap_bytes and direction.method != "identity":
         raise remote.EnvelopeError(f"frame has {len(frame)} bytes; allowed: {cap_bytes}")
+
+
+def arrived(frame: bytes, payload: PyTree) -> split.Message:
+    """Returns what a message cost; what it lost only its sender knows."""
+    message: Any = len(frame), measure.rank(payload), None, measure.is_skipped(payload)
+    return split.Message(*message)
 
 
 def rank_of(message: split.Message) -> int:

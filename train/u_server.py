@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from nscjax import measure, remote, split, u_shaped, wire
+from nscjax import remote, split, u_shaped, wire
 from nscjax.compress.base import Dense
 from nscjax.types import PyTree
 from train import messages, party
 from train import state as states
-from train.server import Server, allowed, ids_of, rank_of, require_batch, require_fits
+from train.server import Server, allowed, arrived, ids_of, rank_of, require_batch, require_fits
 
 
 class _Relayed(NamedTuple):
@@ -72,9 +72,8 @@ class UServer(Server):
         )
         distortion = float(message.distortion)
         reply = wire.encode(jax.device_get(onward))
-        arrived: Any = (len(frame), measure.rank(payload), None, measure.is_skipped(payload))
         self._relayed = _Relayed(
-            step, moved, kept, onward, mirror, split.Message(*arrived), message._replace(num_bytes=len(reply)),
+            step, moved, kept, onward, mirror, arrived(frame, payload), message._replace(num_bytes=len(reply)),
             sample_ids, (up, down), (up_mbps, down_mbps), waited_s,
         )  # fmt: skip
         found = {"distortion": distortion, "rank": rank_of(message), "compute_s": time.monotonic() - started}
@@ -111,11 +110,10 @@ class UServer(Server):
         self._state = party.PartyState(moved, optimiser, (mirror, relayed.mirror), state.step + 1)
         self._relayed = None
         unknown: Any = None  # loss and accuracy are the client's
-        arrived: Any = (len(frame), measure.rank(payload), unknown, measure.is_skipped(payload))
         on: Any = relayed.budgets
         found: Any = {
             "up": relayed.up, "down": message._replace(num_bytes=len(reply)), "up_budget_bytes": on[0],
-            "down_budget_bytes": down, "second_up": split.Message(*arrived), "second_down": relayed.forth,
+            "down_budget_bytes": down, "second_up": arrived(frame, payload), "second_down": relayed.forth,
             "second_up_budget_bytes": up, "second_down_budget_bytes": on[1], "link_seconds": 0.0, "broken": -1,
         }  # fmt: skip
         self._count(states.Metrics(loss=unknown, accuracy=unknown, **found), waited_s, *relayed.mbps)
