@@ -4,10 +4,10 @@
     python benchmarks/fuzz.py --coverage SECONDS
 
 The stored frames of every payload, changed at random and sealed again (mostly: a checksum stops nobody), are to decode
-to a payload or to be refused with a `WireError`. A conversation of a real client with a real server, often broken off
-and changed at random in one to three places, is to be answered to the end, and the server is to train on with an
-unchanged one after it. What else happens is a crash: the input is kept in `runs/fuzz`, and the exit code is 1. It
-writes `benchmarks/results/fuzz.json`.
+to a payload or to be refused with a `WireError`. A conversation of a real client with a real server, of a network with
+one cut or with two, often broken off and changed at random in one to three places, is to be answered to the end, and
+the server is to train on with an unchanged one after it. What else happens is a crash: the input is kept in
+`runs/fuzz`, and the exit code is 1. It writes `benchmarks/results/fuzz.json`.
 
 With `--coverage` inputs are grown towards new code by atheris (`pip install -e '.[fuzz]'`), for so many seconds; it
 ends with a report of its own at the first crash.
@@ -126,33 +126,36 @@ def fuzz_frames(count: int, seed: int) -> dict[str, Any]:
 class Conversations:
     """A server of a small run, and what a client said to one."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, is_u_shaped: bool) -> None:
         """Makes a run with a client over gRPC, whose requests are kept, and a fresh server beside it."""
         from nscjax import remote
         from nscjax.remote import envelope
         from nscjax.remote import grpc as transport
-        from train import client, server
+        from train import client, server, u_client, u_server
         from train import config as configs
 
+        made_server = u_server.UServer if is_u_shaped else server.Server
+        made_client = u_client.UClient if is_u_shaped else client.Client
         self._envelope, self._remote = envelope, remote
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{probe.getsockname()[1]}"
         words = ["--config", str(ROOT / "configs" / "quickstart.toml"), "--train.steps", "3", "--train.eval_every", "3"]
         words += ["--remote.plain_text", "true", "--remote.address", address, "--data.num_test", "100"]
+        words += ["--model.second_cut", "conv3"] if is_u_shaped else []
         own = configs.load([*words, "--role", "server", "--run_dir", str(folder / "first")]).config
         spoken: list[bytes] = []
-        desk = remote.Desk(server.Server(own).serve)
+        desk = remote.Desk(made_server(own).serve)
 
         def listen(data: bytes, name: str) -> bytes:
             spoken.append(data)
             return desk.handle(data, name)
 
         door = transport.Server(address, None, 1 << 24, listen)
-        client.run(configs.load([*words, "--role", "client", "--run_dir", str(folder / "client")]).config)
+        client.run(configs.load([*words, "--role", "client", "--run_dir", str(folder / "client")]).config, made_client)
         door.close()
         self.requests = [envelope.unpack(data) for data in spoken]
-        self.server = server.Server(dataclasses.replace(own, run_dir=str(folder / "server")))
+        self.server = made_server(dataclasses.replace(own, run_dir=str(folder / "server")))
         self.faults: list[Exception] = []
         self._desk = remote.Desk(self.server.serve, on_fault=self.faults.append)
 
@@ -212,12 +215,12 @@ class Conversations:
         return self._envelope.pack(fields)
 
 
-def fuzz_conversations(count: int, seed: int) -> dict[str, Any]:
+def fuzz_conversations(count: int, seed: int, is_u_shaped: bool = False) -> dict[str, Any]:
     """Returns what became of so many conversations."""
     chance, outcomes = random.Random(seed), Counter[str]()
     longest = 0.0
     with tempfile.TemporaryDirectory() as folder:
-        spoken = Conversations(Path(folder))
+        spoken = Conversations(Path(folder), is_u_shaped)
         whole = spoken.packed(spoken.requests, "unchanged")
         spoken.say(whole)
         before = peak_bytes()
@@ -290,6 +293,7 @@ def main() -> int:
     jobs: dict[str, tuple[int, Callable[[int, int], dict[str, Any]]]] = {
         "frames": (options.frames, fuzz_frames),
         "conversations": (options.conversations, fuzz_conversations),
+        "u-shaped conversations": (options.conversations, functools.partial(fuzz_conversations, is_u_shaped=True)),
     }
     rows = {name: fuzz(count, options.seed) for name, (count, fuzz) in jobs.items() if count}
     write("fuzz", rows, seeds=[options.seed])
