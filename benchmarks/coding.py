@@ -80,7 +80,7 @@ def budgets(series: dict[str, np.ndarray], num_frames: int) -> dict[str, Any]:
 def parts(payload: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns what of a payload is coded: classes, spreads, symbols."""
     groups = np.asarray(payload.groups)
-    return groups[1:, :, 0].astype(np.uint8), groups[0, 0, 1:], groups[1:, :, 1:]
+    return groups[1:, :, 0].astype(np.uint8), groups[0, 0, 1:].astype(np.int8), groups[1:, :, 1:]
 
 
 def seconds_of(call: Callable[[], Any], rounds: int) -> float:

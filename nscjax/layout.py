@@ -72,7 +72,7 @@ def ranked(by: str = "rank") -> Any:
     Args:
         by: the int32 scalar field that holds the count; it stands before this one.
     """
-    return dataclasses.field(metadata={"by": by, "rows": lambda rank: rank, "top": lambda shape: shape[0]})
+    return dataclasses.field(metadata={"by": by, "rows": lambda rank: rank, "top": lambda spec: spec.shape[0]})
 
 
 def doubling() -> Any:
@@ -81,7 +81,7 @@ def doubling() -> Any:
         metadata={
             "by": "rank",
             "rows": lambda rank: (1 << rank) * (rank > 0),
-            "top": lambda shape: max(shape[0], 1).bit_length() - 1,
+            "top": lambda spec: max(spec.shape[0], 1).bit_length() - 1,
         }
     )
 
@@ -100,7 +100,7 @@ class Coder(NamedTuple):
 
 
 def coded(by: str, coder: Coder) -> Any:
-    """Returns a dataclass field for an array of bytes that crosses entropy-coded; with a count of 0 it is zeros.
+    """Returns a dataclass field for an array that crosses entropy-coded; with a count of 0 it is zeros.
 
     Args:
         by: the int32 scalar field that holds how many bytes it takes, at most `most_coded`; it stands before this one.
@@ -109,9 +109,9 @@ def coded(by: str, coder: Coder) -> Any:
     return dataclasses.field(metadata={"by": by, "coder": coder, "top": most_coded})
 
 
-def most_coded(shape: Shape) -> int:
-    """Returns the most bytes of a coded field: one an entry, and a coder's own."""
-    return math.prod(shape) + 64
+def most_coded(spec: jax.ShapeDtypeStruct | Array) -> int:
+    """Returns the most bytes of a coded field: those of the array itself, and a coder's own."""
+    return math.prod(spec.shape) * np.dtype(spec.dtype).itemsize + 64
 
 
 def static() -> Any:
@@ -169,7 +169,7 @@ def most(payload: PyTree) -> dict[str, int]:
     tops: dict[str, int] = {}
     for field, spec in array_specs(payload):
         if "by" in field.metadata:
-            by, top = field.metadata["by"], field.metadata["top"](spec.shape)
+            by, top = field.metadata["by"], field.metadata["top"](spec)
             tops[by] = min(top, tops.get(by, top))
     return tops
 

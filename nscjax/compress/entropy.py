@@ -12,22 +12,26 @@ The coder is `constriction`'s range coder (Bamler 2022, arXiv 2201.01741).
 
 import decimal
 import functools
+from collections.abc import Iterator
 
 import constriction
 import numpy as np
 
 Categorical = constriction.stream.model.Categorical
 
-NUM_CLASSES = 18
+NUM_CLASSES = 26
 """Classes of a group, 0 for one that is all zeros. Class c > 0 has a deviation of 2**((c - CLASS_OF_ONE) / 2) steps."""
 
 CLASS_OF_ONE = 9
 """The class whose deviation is one step."""
 
-MOST = 127
+MOST = 2047
 """The largest magnitude of a symbol."""
 
-DEAD_ZONES = ("1", "1", "1", "1", "1", "1", "0.85", "0.75", "0.65", "0.6", *("0.55",) * 8)
+MOST_DEVIATIONS, LEAST_LIMIT = 64, 15
+"""A symbol of a class is at most so many deviations, or so large: short tables are quick to look up."""
+
+DEAD_ZONES = ("1", "1", "1", "1", "1", "1", "0.85", "0.75", "0.65", "0.6", *("0.55",) * 8, *("0.5",) * 8)
 """Half the width of the step around zero by class; the others are 1 wide: |x| in [n - 1 + zone, n + zone) is n. From
 least distortion + 2 ln(2) / 12 bits for a Laplace distribution, the slope that a fine step has."""
 
@@ -37,7 +41,7 @@ MOST_SPREAD = 8
 SPREAD_CLASS = 11
 """Whose table spreads are coded with."""
 
-TOTAL = 1 << 16
+TOTAL = 1 << 20
 """Sum of a table's frequencies."""
 
 COST_UNIT = 256
@@ -46,7 +50,7 @@ COST_UNIT = 256
 SLACK_BYTES = 12
 """What the coder may need beyond the costs, with padding to whole words."""
 
-EMPTY = ("0.92", "0.78", "0.78", "0.78", "0.78", "0.57", "0.22", "0.08", *("0.03",) * 10)
+EMPTY = ("0.92", "0.78", "0.78", "0.78", "0.78", "0.57", "0.22", "0.08", *("0.03",) * 18)
 """Probability that a group is empty, by its neighbour's class: of cut tensors captured in training, at 32x to 512x."""
 
 RISES, FALLS = "0.35", "0.5"
@@ -64,23 +68,31 @@ class CodeError(ValueError):
 
 
 @functools.cache
-def symbol_tables() -> np.ndarray:
-    """Returns frequencies, int64 [NUM_CLASSES, 2 MOST + 1], of the symbols -MOST to MOST in every class.
+def limits() -> np.ndarray:
+    """Returns the largest magnitude of a symbol by class, int32 [NUM_CLASSES]."""
+    deviations = 2.0 ** ((np.arange(NUM_CLASSES) - CLASS_OF_ONE) / 2)
+    return np.clip(MOST_DEVIATIONS * deviations, LEAST_LIMIT, MOST).astype(np.int32)
 
-    A Laplace distribution of the class's standard deviation over the quantiser's steps; no symbol is impossible.
+
+@functools.cache
+def symbol_tables() -> np.ndarray:
+    """Returns frequencies, int64 [NUM_CLASSES, MOST + 1], of the magnitudes in every class, each sign's its own.
+
+    A Laplace distribution of the class's standard deviation over the quantiser's steps. Up to the class's limit no
+    symbol is impossible: a zero's frequency and twice those of the magnitudes from 1 on sum to `TOTAL`.
     """
-    tables = np.ones((NUM_CLASSES, 2 * MOST + 1), np.int64)
+    tables = np.zeros((NUM_CLASSES, MOST + 1), np.int64)
     with decimal.localcontext() as context:
         context.prec = 40
-        for c in range(1, NUM_CLASSES):
+        for c, limit in enumerate(limits()):
             # deviation / sqrt(2), 2**((c - CLASS_OF_ONE) / 2 - 1 / 2)
             scale = decimal.Decimal(2) ** (decimal.Decimal(c - CLASS_OF_ONE - 1) / 2)
-            edges = [(-(decimal.Decimal(DEAD_ZONES[c]) + n) / scale).exp() for n in range(MOST + 1)]
-            for n in range(1, MOST + 1):
-                frequency = max(int((edges[n - 1] - edges[n]) / 2 * (TOTAL - 2 * MOST - 1)) + 1, 1)
-                tables[c, MOST + n] = tables[c, MOST - n] = frequency
-    tables[:, MOST] = 0
-    tables[:, MOST] = TOTAL - tables.sum(1)
+            shrink = (-1 / scale).exp()
+            room = (-decimal.Decimal(DEAD_ZONES[c]) / scale).exp() * (1 - shrink) / 2 * (TOTAL - 2 * int(limit) - 1)
+            for n in range(1, limit + 1):
+                tables[c, n] = int(room) + 1
+                room *= shrink
+    tables[:, 0] = TOTAL - 2 * tables.sum(1)
     return tables
 
 
@@ -97,7 +109,7 @@ def class_tables() -> np.ndarray:
                 for c in range(1, NUM_CLASSES)
             ]
             room = (1 - empty) * TOTAL / sum(weights)
-            tables[given, 1:] = [max(int(weight * room), 8) for weight in weights]
+            tables[given, 1:] = [max(int(weight * room), TOTAL >> 13) for weight in weights]
             tables[given, 0] = TOTAL - tables[given].sum()
     return tables
 
@@ -110,8 +122,12 @@ def _bits(frequencies: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def symbol_bits() -> np.ndarray:
-    """Returns the cost of a symbol by class and magnitude, int32 [NUM_CLASSES, MOST + 1]; class 0 costs nothing."""
-    costs = _bits(symbol_tables()[:, MOST:])
+    """Returns the cost of a symbol by class and magnitude, int32 [NUM_CLASSES, MOST + 1].
+
+    Class 0 costs nothing. What is beyond a class's limit has the cost of the limit.
+    """
+    magnitudes = np.minimum(np.arange(MOST + 1), limits()[:, None])
+    costs = _bits(np.take_along_axis(symbol_tables(), magnitudes, 1))
     costs[0] = 0
     return costs
 
@@ -142,16 +158,16 @@ def encode(classes: np.ndarray, spreads: np.ndarray, symbols: np.ndarray) -> byt
     Args:
         classes: uint8 [rows, columns], class of every group; its neighbour is the one above.
         spreads: int8 [n], by sample.
-        symbols: int8 [rows, columns, n]; those of class 0 are zeros and are not coded.
+        symbols: int16 [rows, columns, n], within their classes' limits; those of class 0 are zeros and are not coded.
     """
     coder = constriction.stream.queue.RangeEncoder()
     family, tables = Categorical(perfect=False), _probabilities(class_tables())
     for row, above in zip(classes, _above(classes)):  # row by row: the tables of all groups at once would be large
         coder.encode(row.astype(np.int32), family, tables[above])
-    coder.encode(spreads.astype(np.int32) + MOST, _model(SPREAD_CLASS))
-    own = own_classes(classes.astype(np.int16), spreads)
-    for c in np.unique(own[own > 0]):
-        coder.encode(symbols[own == c].astype(np.int32) + MOST, _model(c))
+    coder.encode(spreads.astype(np.int32) + limits()[SPREAD_CLASS], _model(SPREAD_CLASS))
+    coded = symbols[classes > 0].reshape(-1).astype(np.int32)
+    for c, places in _by_class(classes, spreads):
+        coder.encode(coded[places] + limits()[c], _model(c))
     return coder.get_compressed().astype("<u4").tobytes()
 
 
@@ -174,19 +190,19 @@ def decode(data: bytes, rows: int, columns: int, n: int) -> tuple[np.ndarray, np
         _probabilities(class_tables()),
     )
     classes = np.zeros((rows, columns), np.uint8)
-    symbols = np.zeros((rows, columns, n), np.int8)
+    symbols = np.zeros((rows, columns, n), np.int16)
     try:
         above = np.zeros(columns, np.int64)
         for row in range(rows):
             above = coder.decode(family, tables[above])
             classes[row] = above
-        spreads = coder.decode(_model(SPREAD_CLASS), n) - MOST
+        spreads = coder.decode(_model(SPREAD_CLASS), n) - limits()[SPREAD_CLASS]
         if np.any(np.abs(spreads) > MOST_SPREAD):
             raise ValueError(f"a spread beyond {MOST_SPREAD}")
-        own = own_classes(classes.astype(np.int16), spreads)
-        for c in np.unique(own[own > 0]):
-            is_chosen = own == c
-            symbols[is_chosen] = coder.decode(_model(c), int(is_chosen.sum())) - MOST
+        coded = np.zeros(np.count_nonzero(classes) * n, np.int16)
+        for c, places in _by_class(classes, spreads):
+            coded[places] = coder.decode(_model(c), len(places)) - limits()[c]
+        symbols[classes > 0] = coded.reshape(-1, n)
     except (AssertionError, ValueError) as problem:
         raise CodeError(f"coded bytes are not what an encoder makes: {problem}") from problem
     return classes, spreads.astype(np.int8), symbols
@@ -205,13 +221,24 @@ def own_classes(classes, spreads):
     return own * (classes > 0)[..., None].astype(own.dtype)
 
 
+def _by_class(classes: np.ndarray, spreads: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields every class but 0 and where its symbols are among those of all groups that are not empty."""
+    own = own_classes(classes[classes > 0].astype(np.int16)[None], spreads.astype(np.int16)).reshape(-1)
+    order = np.argsort(own, kind="stable")
+    ends = np.cumsum(np.bincount(own, minlength=NUM_CLASSES))
+    for c in range(1, NUM_CLASSES):
+        if ends[c] > ends[c - 1]:
+            yield c, order[ends[c - 1] : ends[c]]
+
+
 def _above(classes: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros_like(classes[:1]), classes[:-1]])
 
 
 @functools.cache
 def _model(c: int):
-    return Categorical(_probabilities(symbol_tables()[c]), perfect=False)
+    table = symbol_tables()[c, : limits()[c] + 1]
+    return Categorical(_probabilities(np.concatenate([table[:0:-1], table])), perfect=False)
 
 
 def _probabilities(frequencies: np.ndarray) -> np.ndarray:

@@ -39,7 +39,7 @@ from nscjax.types import Array, Key, Shape
 STEPS_AN_OCTAVE = 32
 """Choices of the quantisation step between one and its double."""
 
-NUM_STEPS = 7 * STEPS_AN_OCTAVE
+NUM_STEPS = 11 * STEPS_AN_OCTAVE
 """Choices of the step, from the largest coefficient down to where that is the largest symbol."""
 
 PLACES = ("learned", "slow", "cosines")
@@ -68,12 +68,12 @@ BASIS_MOST = 7
 
 
 def _encode_groups(groups: np.ndarray) -> bytes:
-    return entropy.encode(groups[1:, :, 0].astype(np.uint8), groups[0, 0, 1:], groups[1:, :, 1:])
+    return entropy.encode(groups[1:, :, 0].astype(np.uint8), groups[0, 0, 1:].astype(np.int8), groups[1:, :, 1:])
 
 
 def _decode_groups(data: bytes, shape: Shape) -> np.ndarray:
     rows, columns, width = shape
-    groups = np.zeros(shape, np.int8)
+    groups = np.zeros(shape, np.int16)
     groups[1:, :, 0], groups[0, 0, 1:], groups[1:, :, 1:] = entropy.decode(data, rows - 1, columns, width - 1)
     return groups
 
@@ -92,7 +92,7 @@ class Coded:
         peak: float32 scalar, the largest coefficient.
         basis: uint8 [J ceil(C / 2) + K ceil(S / 2)], both bases before they are made orthonormal, two entries a byte:
             that along features, and that along places unless it is one of cosines.
-        groups: int8 [1 + K, J, 1 + B], of every group its class and its symbols; first, in the place of a group's, the
+        groups: int16 [1 + K, J, 1 + B], of every group its class and its symbols; first, in the place of a group's, the
             spreads of the samples.
         shape: the cut tensor's shape.
         dtype: its dtype's code in `layout.DTYPES`.
@@ -488,7 +488,7 @@ def _empty(spec: jax.ShapeDtypeStruct | Array, k: int, j: int, places: str) -> C
         **dict.fromkeys(("rank", "moved", "step", "size"), jax.ShapeDtypeStruct((), jnp.int32)),
         **dict.fromkeys(("version", "peak"), jax.ShapeDtypeStruct((), jnp.float32)),
         "basis": jax.ShapeDtypeStruct((sizes.feature_bytes + k * sizes.row_bytes,), jnp.uint8),
-        "groups": jax.ShapeDtypeStruct((1 + k, j, 1 + spec.shape[0]), jnp.int8),
+        "groups": jax.ShapeDtypeStruct((1 + k, j, 1 + spec.shape[0]), jnp.int16),
     }
     return Coded(**arrays, shape=tuple(spec.shape), dtype=dtype, places=places)
 
@@ -505,7 +505,7 @@ def _code(template: Coded, coefficients_kjb: Array, may_send_kj: Array, room: Ar
     coefficients = jnp.where(may_send_kj[..., None], coefficients_kjb, 0.0)
     peak = jnp.max(jnp.abs(coefficients))
     unit = coefficients / jnp.where(peak > 0, peak, 1.0)
-    room_bytes = jnp.minimum(room - layout.frame_bytes(template), layout.most_coded(template.groups.shape))
+    room_bytes = jnp.minimum(room - layout.frame_bytes(template), layout.most_coded(template.groups))
 
     def coded(step, spreads, log_deviation):
         classes = _nearest_classes(log_deviation, step)
@@ -529,12 +529,14 @@ def _code(template: Coded, coefficients_kjb: Array, may_send_kj: Array, room: Ar
     spreads = jnp.where(fits, spreads, 0)
     log_deviation = jnp.where(fits, log_deviation, _log_deviation(unit, spreads))
     classes, symbols = coded(step, spreads, log_deviation)
+    most = jnp.asarray(entropy.limits())[entropy.own_classes(classes, spreads)]
+    symbols = jnp.clip(symbols, -most, most)  # which costs the same
     keeps = fits | _strongest(classes, spreads, symbols, log_deviation, room_bytes)
     classes, symbols = jnp.where(keeps, classes, 0), jnp.where(keeps[..., None], symbols, 0)
     is_message = room >= _least_bytes(template)
     rank = jnp.maximum(jnp.sum(classes > 0, dtype=jnp.int32), 1)
-    groups = jnp.zeros(template.groups.shape, jnp.int8).at[0, 0, 1:].set(spreads.astype(jnp.int8))
-    groups = groups.at[1:, :, 0].set(classes.astype(jnp.int8)).at[1:, :, 1:].set(symbols.astype(jnp.int8))
+    groups = jnp.zeros(template.groups.shape, template.groups.dtype).at[0, 0, 1:].set(spreads.astype(jnp.int16))
+    groups = groups.at[1:, :, 0].set(classes.astype(jnp.int16)).at[1:, :, 1:].set(symbols.astype(jnp.int16))
     return {
         "rank": jnp.where(is_message, rank, 0),
         "step": step,

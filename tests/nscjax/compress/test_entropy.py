@@ -32,8 +32,9 @@ def groups(seed, rows, columns, n, spread):
     deviation = 2.0 ** ((own - float(entropy.CLASS_OF_ONE)) / 2)
     values = random.laplace(size=(rows, columns, n)) * deviation / 2**0.5 * spread
     symbols = np.sign(values) * np.floor(np.abs(values) + 1 - entropy.dead_zones()[own])
-    symbols = np.where(classes[..., None] > 0, np.clip(symbols, -entropy.MOST, entropy.MOST), 0)
-    return classes, spreads, symbols.astype(np.int8)
+    most = entropy.limits()[own]
+    symbols = np.where(classes[..., None] > 0, np.clip(symbols, -most, most), 0)
+    return classes, spreads, symbols.astype(np.int16)
 
 
 @settings(max_examples=40)
@@ -67,16 +68,26 @@ def test_any_bytes_are_groups_or_refused(data):
     assert np.abs(spreads).max() <= entropy.MOST_SPREAD
 
 
-@pytest.mark.parametrize("tables", [entropy.symbol_tables, entropy.class_tables])
-def test_tables_are_probabilities_of_everything(tables):
-    assert tables().min() >= 1
-    np.testing.assert_array_equal(tables().sum(axis=1), entropy.TOTAL)
+def test_tables_are_probabilities_of_everything():
+    symbols, classes = entropy.symbol_tables(), entropy.class_tables()
+    for table, limit in zip(symbols, entropy.limits()):
+        assert table[: limit + 1].min() >= 1
+        assert not table[limit + 1 :].any()
+    assert classes.min() >= 1
+    np.testing.assert_array_equal(symbols[:, 0] + 2 * symbols[:, 1:].sum(axis=1), entropy.TOTAL)
+    np.testing.assert_array_equal(classes.sum(axis=1), entropy.TOTAL)
+
+
+def test_limits_are_far_beyond_a_deviation_and_the_widest_class_has_every_symbol():
+    deviations = 2.0 ** ((np.arange(entropy.NUM_CLASSES) - entropy.CLASS_OF_ONE) / 2)
+    assert (entropy.limits() >= np.minimum(60 * deviations, entropy.MOST)).all()
+    assert entropy.limits().max() == entropy.limits()[-1] == entropy.MOST
 
 
 def test_the_tables_are_what_they_were():
     """Another machine's, or another version's, would decode to something else."""
     digest = hashlib.sha256(entropy.symbol_tables().tobytes() + entropy.class_tables().tobytes()).hexdigest()
-    assert digest == "40dfa005fb4b04b77b34d377c18c8daf34488de25c12436862901176134227b1"
+    assert digest == "6a4c48835779f6bf4fad07bfea048afd792a5609189782904e5d313ccd477e9a"
 
 
 @pytest.mark.parametrize("c", range(1, entropy.NUM_CLASSES - 2))

@@ -199,6 +199,19 @@ def test_the_budget_is_used():
         assert np.mean([int(layout.num_bytes(payload)) for payload, _ in messages[2:]]) > 0.93 * budget
 
 
+def test_a_wide_budget_buys_a_close_tensor_both_ways():
+    """One step for all coefficients goes by the largest: it must be able to become small."""
+    x, gradient = normal(SHAPE, seed=1), normal(SHAPE, seed=5) * jnp.geomspace(1.0, 0.02, SHAPE[0])[:, None, None, None]
+    wide = compress.nsc_rd(max_rank=16, mean_bits=0)
+    (enc, dec), duplex = wide.init(jax.random.key(0), spec(x)), compress.Duplex(wide, wide)
+    up, enc = wide.compress(x, enc, side(20_000))
+    x_hat, dec = wide.decompress(up, dec, side(20_000))
+    down, _ = wide.compress(gradient, enc, duplex.side_down(up, side(20_000), enc))
+    gradient_hat, _ = wide.decompress(down, dec, duplex.side_down(up, side(20_000), dec))
+    for tensor, received in ((x, x_hat), (gradient, gradient_hat)):
+        assert jnp.sum((tensor - received) ** 2) < 1e-4 * jnp.sum(tensor**2)
+
+
 def test_the_gradient_crosses_in_the_groups_of_its_uplink():
     x, gradient = smooth(1), normal(SHAPE, seed=5)
     _, enc, dec = conversation(700, [smooth(seed) for seed in range(4)])
