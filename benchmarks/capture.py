@@ -46,8 +46,8 @@ def capture(config: configs.Config, steps: list[int], messages: int) -> dict[str
     batch_size = config.train.batch_size
     steps_per_epoch = len(dataset.x_train) // batch_size
     num_steps = config.train.steps or config.train.epochs * steps_per_epoch
-    setup, spec, _ = set_up(config, dataset, model, client, server, num_steps, None)
-    state = states.init(setup, spec, client, server, initial_mbps(config))
+    setup, _ = set_up(config, dataset, model, client, server, num_steps, None)
+    state = states.init(setup, client, server, initial_mbps(config))
     x, y = jax.device_put((dataset.x_train, dataset.y_train))
     order_of = jax.jit(lambda epoch: epoch_order(epoch_key(config.seed, epoch), len(x)))
 

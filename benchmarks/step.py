@@ -48,8 +48,8 @@ def made_data(shape: tuple[int, ...], num_classes: int) -> Dataset:
 def split_step(config: configs.Config, dataset: Dataset) -> tuple[Callable, Any, int, jax.ShapeDtypeStruct]:
     """Returns (step, its state, temporary bytes, spec of a cut tensor) of the trainer's step, both parties here."""
     model, client, server = network(config, dataset)
-    setup, spec, _ = set_up(config, dataset, model, client, server, 1000, None)
-    state = states.init(setup, spec, client, server, initial_mbps(config))
+    setup, _ = set_up(config, dataset, model, client, server, 1000, None)
+    state = states.init(setup, client, server, initial_mbps(config))
     parts, batch_size = steps.programs(setup), config.train.batch_size
     x, y, order = _arrays(dataset)
     take = jax.jit(lambda step: take_batch(x, y, order, step % (NUM_TRAIN // batch_size), batch_size))
@@ -57,7 +57,7 @@ def split_step(config: configs.Config, dataset: Dataset) -> tuple[Callable, Any,
     def step(state):
         return steps.train_step(parts, state, *take(state.step))
 
-    return step, state, _temporary_bytes(parts, state, take(state.step)), spec
+    return step, state, _temporary_bytes(parts, state, take(state.step)), setup.cuts[0].spec
 
 
 def _temporary_bytes(parts: steps.Programs, state: states.TrainState, batch: tuple) -> int:

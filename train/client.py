@@ -133,7 +133,7 @@ def _attempt(
             checkpoints.forget_after(common)
             state = checkpoints.restore(share.first, common) if common else share.first
             counts = checkpoints.counts(common) if common else None
-            raw_bytes = share.setup.raw_message_bytes(share.spec)
+            raw_bytes = share.setup.raw_message_bytes
             with journal.Journal(folder / "metrics.jsonl", terminal, calendar, raw_bytes, counts) as log:
                 client = kind(config, dataset, calendar, share, session, terminal, waiting.over)
                 # What was sent up to the checkpoint counts as well.
@@ -247,7 +247,7 @@ class Client:
         """Makes one step with the server."""
         made, number = self._share, np.int32(step)
         x, y, ids = self._batch(step)
-        budgets = self._link.budgets(made.setup.caps)
+        budgets = self._link.budgets(made.setup.cuts[0].caps)
         up, down = map(np.int32, budgets)
         payload, pending, sender = made.parts.send(state.party, number, x, ids, up)
         values = fetched(payload, states.TENSORS[0])

@@ -134,12 +134,10 @@ def scores(sums: Sums, num_samples: int) -> dict[str, Any]:
 
 def make_parts(setup: states.Setup, batch_size: int, num_classes: int) -> Parts:
     """Returns the programs of an evaluation; each party's own, as in training (`train.step`)."""
-    first = _Leg(setup.duplex.up, setup.caps[0], states.key_of(setup.key, "evaluation"))
-    last_layers: Callable = setup.model.server
-    last = first
-    if setup.second is not None:
-        second_key = states.key_of(setup.key, "evaluation of the second cut")
-        last_layers, last = setup.model.tail, _Leg(setup.second.duplex.up, setup.second.caps[0], second_key)
+    purposes = "evaluation", "evaluation of the second cut"
+    legs = [_Leg(cut.duplex.up, cut.caps[0], states.key_of(setup.key, to)) for cut, to in zip(setup.cuts, purposes)]
+    first, last = legs[0], legs[-1]
+    last_layers: Callable = setup.model.tail if setup.is_u_shaped else setup.model.server
 
     def side_of(leg, batch):
         return SideInfo(
@@ -204,4 +202,4 @@ def make_parts(setup: states.Setup, batch_size: int, num_classes: int) -> Parts:
             right_uncompressed=right_uncompressed,
         )
 
-    return Parts(send, classify, present, grade, None if setup.second is None else relay)
+    return Parts(send, classify, present, grade, relay if setup.is_u_shaped else None)

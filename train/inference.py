@@ -182,7 +182,7 @@ class Predictor:
     def _predict(self, name: str, *, batch: int, frame: bytes, num_real: int) -> dict[str, Any]:
         if name not in self._receivers:
             raise remote.StrayedError("the server has not met this client")
-        server.require_batch(batch, num_real, self._share.spec.shape[0])
+        server.require_batch(batch, num_real, self._share.setup.cuts[0].spec.shape[0])
         payload = wire.decode(frame, like=self._share.layouts["up"])
         own, number, receiver = self._state.party, np.int32(batch), self._receivers[name]
         if self._parts.relay is not None:

@@ -61,13 +61,13 @@ class Totals:
         self.second_down_skipped += num_skipped(down[1:])
         self.link_seconds += float(metrics.link_seconds)
 
-    def raw_bytes(self, raw_message_bytes: tuple[int, int]) -> tuple[int, int]:
+    def raw_bytes(self, raw_message_bytes: tuple[int, ...]) -> tuple[int, int]:
         """Returns (up, down) what the messages that carried something would have taken in float32.
 
         Args:
-            raw_message_bytes: of one tensor of the cut, and of one of the second cut, or 0 where there is none.
+            raw_message_bytes: of one tensor of every cut.
         """
-        first, second = raw_message_bytes
+        first, second = (*raw_message_bytes, 0)[:2]
         skipped = (self.up_skipped, self.second_up_skipped), (self.down_skipped, self.second_down_skipped)
         up, down = (
             (self.steps - (of_both - of_second)) * first + (self.steps - of_second) * second
@@ -75,7 +75,7 @@ class Totals:
         )
         return up, down
 
-    def ratio(self, raw_message_bytes: tuple[int, int]) -> float:
+    def ratio(self, raw_message_bytes: tuple[int, ...]) -> float:
         """Returns raw float32 bytes over bytes sent, both directions together; a skipped message saves nothing."""
         return sum(self.raw_bytes(raw_message_bytes)) / max(1, self.up_bytes + self.down_bytes)
 
@@ -140,7 +140,7 @@ def eval_line(scores: dict[str, Any], totals: Totals, epoch: int) -> dict[str, A
 
 
 def summary(
-    last_eval: dict[str, Any], totals: Totals, raw_message_bytes: tuple[int, int], seed: int, client: str, server: str
+    last_eval: dict[str, Any], totals: Totals, raw_message_bytes: tuple[int, ...], seed: int, client: str, server: str
 ) -> dict[str, Any]:
     """Returns what `summary.json` holds.
 
@@ -233,7 +233,7 @@ class Journal:
         path: Path,
         terminal: Terminal,
         calendar: Calendar,
-        raw_message_bytes: tuple[int, int],
+        raw_message_bytes: tuple[int, ...],
         counts: dict[str, Any] | None,
     ) -> None:
         """Opens the journal of a run, or goes on with it.

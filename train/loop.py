@@ -126,9 +126,9 @@ def fit(
     done = counts["totals"]["steps"] if counts else 0
     views = counts["views"] if counts else None
     with waiting("looking at the first batch: how the cut is best compressed"):
-        setup, spec, settings = set_up(config, dataset, model, client, server, calendar.num_steps, views)
+        setup, settings = set_up(config, dataset, model, client, server, calendar.num_steps, views)
     advance = _advance(setup, config, dataset, calendar, done)
-    state = states.init(setup, spec, client, server, initial_mbps(config))
+    state = states.init(setup, client, server, initial_mbps(config))
     if counts:
         with checkpoint.Checkpoints(saved) as checkpoints:
             state = checkpoints.restore(state)
@@ -140,11 +140,11 @@ def fit(
     with (
         checkpoint.Checkpoints(folder / "checkpoints") as checkpoints,
         Terminal(calendar.num_steps, done) as terminal,
-        journal.Journal(folder / "metrics.jsonl", terminal, calendar, setup.raw_message_bytes(spec), counts) as log,
+        journal.Journal(folder / "metrics.jsonl", terminal, calendar, setup.raw_message_bytes, counts) as log,
         Signals() as signals,
     ):
         network_name = f"{config.model.name} cut after {config.model.cut}" if about else "a model of your own, cut"
-        terminal.say(f"{config.run_dir}: {dataset.name}, {network_name} {spec.shape}")
+        terminal.say(f"{config.run_dir}: {dataset.name}, {network_name} {setup.cuts[0].spec.shape}")
         _announce(terminal, config, settings, explicit, done)
         views = {way: settings[way].get("view", "") for way in settings}
         score = _scorer(setup, config, dataset, terminal)
@@ -306,7 +306,7 @@ def _advance_on_device(setup: states.Setup, config: Config, dataset: Dataset, st
 
 def _train_step(setup: states.Setup) -> Callable:
     """Returns the function from (state, inputs, labels, sample ids) to (state, metrics)."""
-    kind: Any = steps if setup.second is None else u_step
+    kind: Any = u_step if setup.is_u_shaped else steps
     return functools.partial(kind.train_step, kind.programs(setup))
 
 

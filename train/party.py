@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nscjax import split, u_shaped
-from nscjax.compress import Duplex, SideInfo
+from nscjax.compress import SideInfo
 from nscjax.split import Half
 from nscjax.types import Array, PyTree
 from train import compression, u_step
@@ -42,7 +42,6 @@ class Share(NamedTuple):
 
     Attributes:
         setup: of the run.
-        spec: of a cut tensor.
         layouts: of the payloads, by way as in the config: what frames are checked against.
         first: the party's state before the first step.
         parts: the step's programs.
@@ -50,7 +49,6 @@ class Share(NamedTuple):
     """
 
     setup: states.Setup
-    spec: jax.ShapeDtypeStruct
     layouts: dict[str, PyTree]
     first: PartyState
     parts: Any
@@ -58,7 +56,7 @@ class Share(NamedTuple):
 
     def largest_raw_bytes(self) -> int:
         """Returns the bytes of the largest tensor that crosses, in float32."""
-        return max(self.setup.raw_message_bytes(self.spec))
+        return max(self.setup.raw_message_bytes)
 
 
 def share(config: Config, dataset: Dataset, role: str, num_steps: int) -> Share:
@@ -74,27 +72,27 @@ def share(config: Config, dataset: Dataset, role: str, num_steps: int) -> Share:
         InputError: config and data do not fit together.
     """
     model, client, server = network(config, dataset, own=role)
-    setup, spec, _ = set_up(config, dataset, model, client, server, num_steps, None)
+    setup, _ = set_up(config, dataset, model, client, server, num_steps, None)
     whole = jax.eval_shape(
-        lambda client, server: states.init(setup, spec, client, server, initial_mbps(config)), client, server
+        lambda client, server: states.init(setup, client, server, initial_mbps(config)), client, server
     )
-    first = _first(setup, spec, role, client if role == "client" else server)
+    first = _first(setup, role, client if role == "client" else server)
     parts: Any
     echo: dict[str, Callable]
-    if setup.second is None:
-        up, down = _payloads(setup.duplex, spec, whole.client, whole.server)
+    if not setup.is_u_shaped:
+        up, down = _payloads(setup.cuts[0], whole.client, whole.server)
         echo = {"up": steps.echo_up} if role == "client" else {"down": steps.echo_down}
         layouts, parts = {"up": up, "down": down}, steps.programs(setup)
     else:
         ends = [u_shaped.at(party, cut) for cut in range(2) for party in (whole.client, whole.server)]
-        up, down = _payloads(setup.duplex, spec, ends[0], ends[1])
-        forth, back = _payloads(setup.second.duplex, setup.second.spec, ends[3], ends[2])
+        up, down = _payloads(setup.cuts[0], ends[0], ends[1])
+        forth, back = _payloads(setup.cuts[1], ends[3], ends[2])
         echo = {"up": steps.echo_up, "second_up": u_step.echo_back}
         if role == "server":
             echo = {"down": u_step.echo_down, "second_down": u_step.echo_on}
         layouts, parts = {"up": up, "down": down, "second_down": forth, "second_up": back}, u_step.programs(setup)
     echoes = {way: jax.jit(functools.partial(program, setup)) for way, program in echo.items()}
-    return Share(setup, spec, layouts, first, parts, echoes)
+    return Share(setup, layouts, first, parts, echoes)
 
 
 def facts(dataset: Dataset) -> dict[str, Any]:
@@ -125,28 +123,26 @@ def needs_ids(config: Config) -> bool:
     )
 
 
-def _first(setup: states.Setup, spec: jax.ShapeDtypeStruct, role: str, half: Half) -> PartyState:
+def _first(setup: states.Setup, role: str, half: Half) -> PartyState:
     none: Half = ((), ())
     is_client = role == "client"
-    client, server = states.init_parties(setup, spec, half if is_client else none, none if is_client else half)
+    client, server = states.init_parties(setup, half if is_client else none, none if is_client else half)
     own = client if is_client else server
     mirror = server.up if is_client else client.down
-    if setup.second is not None:
+    if setup.is_u_shaped:
         mirror = (server.up[0], server.down[1]) if is_client else (client.down[0], client.up[1])
     return PartyState(own, setup.optimiser.init(own.params), mirror, jnp.zeros((), jnp.int32))
 
 
-def _payloads(
-    duplex: Duplex, spec: jax.ShapeDtypeStruct, sender: split.Party, answerer: split.Party
-) -> tuple[PyTree, PyTree]:
+def _payloads(cut: states.Cut, sender: split.Party, answerer: split.Party) -> tuple[PyTree, PyTree]:
     """Returns the layouts of the payloads of activations and gradients at one cut.
 
     Args:
-        duplex: its compressors.
-        spec: of a tensor of it.
+        cut: which.
         sender: the party that sends the activations.
         answerer: the one that answers with their gradient.
     """
+    duplex, spec = cut.duplex, cut.spec
     batch = jax.ShapeDtypeStruct(spec.shape[:1], jnp.int32)
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
 

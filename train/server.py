@@ -252,7 +252,7 @@ class Server:
         self._dataset, self._run = dataset, run
         self._needs_ids = party.needs_ids(self._config) or self._labels is not None
         self._grade_parts = grade_parts
-        self._whole = jax.eval_shape(lambda values: Dense(values=values), made.spec)
+        self._whole = jax.eval_shape(lambda values: Dense(values=values), made.setup.cuts[0].spec)
         self._share = made
         if self._terminal is None:
             self._terminal = Terminal(self._calendar.num_steps, 0)
@@ -278,15 +278,16 @@ class Server:
         self._require_at(step)
         started = time.monotonic()
         waited_s, self._waiting_s = self._waiting_s, 0.0
-        batch_size = made.spec.shape[0]
+        cut = made.setup.cuts[0]
+        batch_size = cut.spec.shape[0]
         payload = wire.decode(frame, like=made.layouts["up"])
         sample_ids = ids_of(ids, batch_size, len(self._dataset.x_train), self._needs_ids)
         if self._labels is None:
             y = messages.int32_array(labels, batch_size, self._dataset.num_classes, "labels")
         else:
             y = self._labels[0][sample_ids]
-        up, down = allowed((up_budget, down_budget), made.setup.caps)
-        require_fits(frame, made.setup.caps[0], self._config.compress.up)
+        up, down = allowed((up_budget, down_budget), cut.caps)
+        require_fits(frame, cut.caps[0], self._config.compress.up)
         number, state = np.int32(step), self._state
         answered, moved, optimiser = made.parts.answer(
             state.party, state.optimiser, number, payload, y, sample_ids, up, down
@@ -334,8 +335,7 @@ class Server:
             self._metrics.write(line)
         assert self._terminal is not None
         assert self._share is not None
-        raw_bytes = self._share.setup.raw_message_bytes(self._share.spec)
-        self._terminal.step(line, self._totals.ratio(raw_bytes))
+        self._terminal.step(line, self._totals.ratio(self._share.setup.raw_message_bytes))
 
     def _grade(
         self, *, step: int, batch: int, frame: bytes, smashed: bytes, labels: bytes, num_real: int
@@ -344,7 +344,7 @@ class Server:
         made = self._share
         assert made is not None
         self._require_at(step)
-        size = made.spec.shape[0]
+        size = made.setup.cuts[0].spec.shape[0]
         require_batch(batch, num_real, size)
         if batch == 0:
             self._grading = self._state.party.up, evaluate.no_sums(self._dataset.num_classes)

@@ -73,8 +73,8 @@ def set_up(
     server: Half,
     num_steps: int,
     views: dict[str, str] | None,
-) -> tuple[states.Setup, jax.ShapeDtypeStruct, dict[str, dict[str, Any]]]:
-    """Returns (setup, spec of a cut tensor, settings by direction).
+) -> tuple[states.Setup, dict[str, dict[str, Any]]]:
+    """Returns (setup, settings by direction).
 
     Args:
         config: of the run.
@@ -112,27 +112,24 @@ def set_up(
         view = views[name] if views else compression.choose_view(name, direction, example, cap)
         largest = _largest_budget(config, getattr(link, name.removeprefix("second_")))
         directions[name] = compression.build(name, direction, view, spec, len(dataset.x_train), largest)
-    up, down = directions["up"], directions["down"]
-    second = None
-    if model.tail_apply:
-        forth, back = directions["second_down"], directions["second_up"]
-        second = states.SecondCut(
-            Duplex(up=forth.compressor, down=back.compressor), (forth.cap_bytes, back.cap_bytes), specs[1]
-        )
+    ends = [("up", "down"), ("second_down", "second_up")][: len(specs)]  # which way (activations, gradient) travel
+    pairs = [(directions[activations], directions[gradient]) for activations, gradient in ends]
+    cuts = tuple(
+        states.Cut(Duplex(there.compressor, back.compressor), (there.cap_bytes, back.cap_bytes), spec)
+        for (there, back), spec in zip(pairs, specs)
+    )
     setup = states.Setup(
         model=model,
         inputs=inputs,
-        duplex=Duplex(up=up.compressor, down=down.compressor),
-        caps=(up.cap_bytes, down.cap_bytes),
+        cuts=cuts,
         optimiser=optimise.direction(config.train),
         learning_rate=optimise.learning_rate(config.train, num_steps),
         link=link,
         estimator=_estimator(config),
         deadline_s=config.link.deadline_s,
         key=jax.random.key(config.seed),
-        second=second,
     )
-    return setup, specs[0], {name: direction.settings for name, direction in directions.items()}
+    return setup, {name: direction.settings for name, direction in directions.items()}
 
 
 def _check_halves(

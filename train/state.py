@@ -81,11 +81,11 @@ class Inputs(NamedTuple):
         return x if self.mean is None else normalise(x, self.mean, self.std, self.dtype)
 
 
-class SecondCut(NamedTuple):
-    """Where a U-shaped network comes back to the client (`nscjax.u_shaped`).
+class Cut(NamedTuple):
+    """Where a network is cut.
 
     Attributes:
-        duplex: its compressors: `up` of the activations, which come down, `down` of their gradient, which goes up.
+        duplex: its compressors: `up` of the activations, `down` of their gradient, whichever way they travel.
         caps: (activations, gradient) the largest frames that the config allows, in bytes.
         spec: of a tensor of it.
     """
@@ -101,37 +101,40 @@ class Setup(NamedTuple):
     Attributes:
         model: both halves' functions.
         inputs: how a batch is made ready.
-        duplex: both directions' compressors.
-        caps: (up, down) the largest frames that the config allows, in bytes.
+        cuts: the one cut; of a U-shaped network (`nscjax.u_shaped`) two, in the order of the layers.
         optimiser: of each half, without learning rate.
         learning_rate: step -> learning rate.
         link: the simulated link.
         estimator: how bandwidth is estimated.
         deadline_s: seconds a message may take, or None.
         key: of the run; a step's keys follow from it and the step.
-        second: of a U-shaped network, its second cut.
     """
 
     model: split.SplitModel
     inputs: Inputs
-    duplex: Duplex
-    caps: tuple[int, int]
+    cuts: tuple[Cut, ...]
     optimiser: optax.GradientTransformation
     learning_rate: Callable[[Array], Array]
     link: links.Link
     estimator: links.Estimator
     deadline_s: float | None
     key: Key
-    second: SecondCut | None = None
 
+    @property
+    def is_u_shaped(self) -> bool:
+        """Whether the network comes back to the client."""
+        return len(self.cuts) == 2
+
+    @property
     def duplexes(self) -> u_shaped.Duplexes:
-        """Returns the compressors of both cuts of a U-shaped network."""
-        assert self.second is not None
-        return self.duplex, self.second.duplex
+        """The compressors of both cuts of a U-shaped network."""
+        first, second = self.cuts
+        return first.duplex, second.duplex
 
-    def raw_message_bytes(self, spec: jax.ShapeDtypeStruct) -> tuple[int, int]:
-        """Returns the float32 bytes of a message of the cut tensor `spec`, and of one of the second cut's, or 0."""
-        return measure.raw_bytes(spec.shape), measure.raw_bytes(self.second.spec.shape) if self.second else 0
+    @property
+    def raw_message_bytes(self) -> tuple[int, ...]:
+        """Float32 bytes of a message of every cut."""
+        return tuple(measure.raw_bytes(cut.spec.shape) for cut in self.cuts)
 
 
 class Metrics(NamedTuple):
@@ -166,17 +169,16 @@ class Metrics(NamedTuple):
     second_down_budget_bytes: Array | None = None
 
 
-def init(setup: Setup, spec: jax.ShapeDtypeStruct, client: tuple, server: tuple, initial_mbps: tuple) -> TrainState:
+def init(setup: Setup, client: tuple, server: tuple, initial_mbps: tuple) -> TrainState:
     """Returns the state before the first step.
 
     Args:
         setup: of the run.
-        spec: of a cut tensor.
         client: (params, running state) of the client's half.
         server: the same of the server's.
         initial_mbps: (up, down) bandwidth to reckon with before the first transfer, in Mbit/s.
     """
-    client_party, server_party = init_parties(setup, spec, client, server)
+    client_party, server_party = init_parties(setup, client, server)
     state = TrainState(
         client=client_party,
         server=server_party,
@@ -190,14 +192,13 @@ def init(setup: Setup, spec: jax.ShapeDtypeStruct, client: tuple, server: tuple,
     return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)
 
 
-def init_parties(
-    setup: Setup, spec: jax.ShapeDtypeStruct, client: split.Half, server: split.Half
-) -> tuple[split.Party, split.Party]:
+def init_parties(setup: Setup, client: split.Half, server: split.Half) -> tuple[split.Party, split.Party]:
     """Returns both parties before the first step; arguments as in `init`."""
     key = key_of(setup.key, "compressors")
-    if setup.second is None:
-        return split.init_parties(setup.duplex, key, spec, client, server)
-    return u_shaped.init_parties(setup.duplexes(), key, (spec, setup.second.spec), client, server)
+    if setup.is_u_shaped:
+        first, second = setup.cuts
+        return u_shaped.init_parties(setup.duplexes, key, (first.spec, second.spec), client, server)
+    return split.init_parties(setup.cuts[0].duplex, key, setup.cuts[0].spec, client, server)
 
 
 def cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:

@@ -72,7 +72,7 @@ def send(
     augment_key, up_key, _ = keys(setup, step)
     inputs = setup.inputs.normalise(setup.inputs.augment(augment_key, x))
     side = SideInfo(up_key, budget, sample_ids)
-    return split.client_forward(setup.model, setup.duplex, client, inputs, side)
+    return split.client_forward(setup.model, setup.cuts[0].duplex, client, inputs, side)
 
 
 def answer(
@@ -102,7 +102,7 @@ def answer(
     _, up_key, down_key = keys(setup, step)
     done, moved = split.server_step(
         setup.model,
-        setup.duplex,
+        setup.cuts[0].duplex,
         cross_entropy,
         server,
         payload,
@@ -142,7 +142,7 @@ def receive(
     """
     *_, down_key = keys(setup, step)
     side = SideInfo(down_key, budget, sample_ids)
-    grads, grad_hat, moved = split.client_backward(setup.duplex, client, pending, payload, side)
+    grads, grad_hat, moved = split.client_backward(setup.cuts[0].duplex, client, pending, payload, side)
     stays = measure.is_skipped(pending.payload) | measure.is_skipped(payload)
     moved, new_optimiser = updated(setup, step, moved, optimiser, grads, stays)
     return Receipt(grad_hat, all_finite(grads), is_party_finite(moved, new_optimiser)), moved, new_optimiser
@@ -156,7 +156,7 @@ def budgets(setup: Setup, link_state: PyTree, caps: tuple[int, int] | None = Non
         link_state: as the link is before it.
         caps: (up, down) what the config allows, by default of the first cut's messages.
     """
-    up, down = (jnp.asarray(cap, jnp.int32) for cap in caps or setup.caps)
+    up, down = (jnp.asarray(cap, jnp.int32) for cap in caps or setup.cuts[0].caps)
     if setup.deadline_s is None:
         return up, down
     up_link, down_link = links.budgets(setup.link, setup.estimator, link_state, setup.deadline_s)
@@ -183,8 +183,8 @@ def settle(
         answered: by the server.
         receipt: of the client.
     """
-    up = split.message(setup.duplex.up, payload, smashed, answered.smashed_hat)
-    down = split.message(setup.duplex.down, answered.payload, answered.smashed_grad, receipt.grad_hat)
+    up = split.message(setup.cuts[0].duplex.up, payload, smashed, answered.smashed_hat)
+    down = split.message(setup.cuts[0].duplex.down, answered.payload, answered.smashed_grad, receipt.grad_hat)
     up_budget, down_budget = budgets(setup, state.link)
     link, up_s, down_s = links.exchange(setup.link, setup.estimator, state.link, up.num_bytes, down.num_bytes)
     # A message's distortion is finite only if the tensor and what arrived of it are.
@@ -302,8 +302,8 @@ def echo_up(
         budget: int32, bytes.
     """
     _, up_key, _ = keys(setup, step)
-    smashed_hat, mirror = setup.duplex.up.decompress(payload, mirror, SideInfo(up_key, budget, sample_ids))
-    return split.message(setup.duplex.up, payload, smashed, smashed_hat), mirror
+    smashed_hat, mirror = setup.cuts[0].duplex.up.decompress(payload, mirror, SideInfo(up_key, budget, sample_ids))
+    return split.message(setup.cuts[0].duplex.up, payload, smashed, smashed_hat), mirror
 
 
 def echo_down(
@@ -333,7 +333,7 @@ def echo_down(
     *_, down_key = keys(setup, step)
     side = SideInfo(down_key, budget, sample_ids)
     is_unmet = measure.is_skipped(up_payload)
-    return echo_answer(setup.duplex, up_payload, up_state, payload, smashed_grad, mirror, side, is_unmet)
+    return echo_answer(setup.cuts[0].duplex, up_payload, up_state, payload, smashed_grad, mirror, side, is_unmet)
 
 
 def echo_answer(

@@ -25,9 +25,10 @@ class UClient(Client):
 
     def advance(self, state: party.PartyState, step: int) -> tuple[party.PartyState, states.Metrics]:
         """Makes one step with the server: forward, the loss here, backward."""
-        made, second, number = self._share, self._second(), np.int32(step)
+        made, number = self._share, np.int32(step)
+        first, second = made.setup.cuts
         x, y, ids = self._batch(step)
-        budgets = self._link.budgets((made.setup.caps[0], second.caps[0]), "forward")
+        budgets = self._link.budgets((first.caps[0], second.caps[0]), "forward")
         up, on = map(np.int32, budgets)
         payload, pending, sender = made.parts.send(state.party, number, x, ids, up)
         values = fetched(payload, states.TENSORS[0])
@@ -45,7 +46,7 @@ class UClient(Client):
         seconds = self._link.saw(exchange, answer["compute_s"], (len(frame), len(answer["frame"])), "forward")
         forth = told(answer, onward)
 
-        budgets = self._link.budgets((second.caps[1], made.setup.caps[1]), "backward")
+        budgets = self._link.budgets((second.caps[1], first.caps[1]), "backward")
         back, down = map(np.int32, budgets)
         turned, kept, sender = made.parts.turn(sender, number, pending, onward, y, ids, on, back)
         if not np.isfinite(turned.loss):
@@ -87,7 +88,7 @@ class UClient(Client):
         own, num_bytes, alone = state.party, [0, 0], self._config.remote.eval_uncompressed
         enc, dec = own.up
         sums = evaluate.no_sums(self._num_classes)
-        features_like = jax.eval_shape(lambda values: Dense(values=values), self._second().spec)
+        features_like = jax.eval_shape(lambda values: Dense(values=values), self._share.setup.cuts[1].spec)
         for batch, shown in enumerate(one_ahead(self._presented(own, enc, num_batches))):
             frame = wire.encode(jax.device_get(shown.payload))
             whole = wire.encode(jax.device_get(Dense(values=shown.smashed))) if alone else b""
@@ -107,7 +108,3 @@ class UClient(Client):
     def shared(self, summary: dict[str, Any]) -> dict[str, Any]:
         """Returns what of a summary the server is told: bytes, steps, time; nothing that labels had a part in."""
         return {name: summary.get(name) for name in SHARED}
-
-    def _second(self) -> states.SecondCut:
-        assert self._share.setup.second is not None
-        return self._share.setup.second

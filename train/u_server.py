@@ -57,14 +57,14 @@ class UServer(Server):
         down_mbps: float,
     ) -> dict[str, Any]:
         """Runs the server's layers on a client's message, and sends on what they return."""
-        made, second = self._made()
+        made, (first, second) = self._made()
         self._require_at(step)
         started = time.monotonic()
         waited_s, self._waiting_s = self._waiting_s, 0.0
-        require_fits(frame, made.setup.caps[0], self._config.compress.up)
+        require_fits(frame, first.caps[0], self._config.compress.up)
         payload = wire.decode(frame, like=made.layouts["up"])
-        sample_ids = ids_of(ids, made.spec.shape[0], len(self._dataset.x_train), self._needs_ids)
-        up, down = allowed((up_budget, down_budget), (made.setup.caps[0], second.caps[0]))
+        sample_ids = ids_of(ids, first.spec.shape[0], len(self._dataset.x_train), self._needs_ids)
+        up, down = allowed((up_budget, down_budget), (first.caps[0], second.caps[0]))
         number, state = np.int32(step), self._state
         onward, kept, moved = made.parts.relay(state.party, number, payload, sample_ids, up, down)
         message, mirror = made.echoes["second_down"](
@@ -84,7 +84,7 @@ class UServer(Server):
 
     def _backward(self, *, step: int, frame: bytes, up_budget: int, down_budget: int) -> dict[str, Any]:
         """Carries the gradient of the second cut through the server's layers, and updates them."""
-        made, second = self._made()
+        made, (first, second) = self._made()
         self._require_at(step)
         relayed = self._relayed
         if relayed is None or relayed.step != step:
@@ -93,7 +93,7 @@ class UServer(Server):
         waited_s, self._waiting_s = relayed.waited_s + self._waiting_s, 0.0
         require_fits(frame, second.caps[1], self._config.compress.second_up)
         payload = wire.decode(frame, like=made.layouts["second_up"])
-        up, down = allowed((up_budget, down_budget), (second.caps[1], made.setup.caps[1]))
+        up, down = allowed((up_budget, down_budget), (second.caps[1], first.caps[1]))
         number, state, ids = np.int32(step), self._state, relayed.sample_ids
         given, moved, optimiser = made.parts.give_back(
             relayed.server, state.optimiser, number, relayed.kept, payload, ids, up, down
@@ -122,9 +122,9 @@ class UServer(Server):
 
     def _pass_on(self, *, step: int, batch: int, frame: bytes, smashed: bytes) -> dict[str, Any]:
         """Runs the server's layers on one batch of an evaluation, and sends on what they return."""
-        made, _ = self._made()
+        made, (first, _) = self._made()
         self._require_at(step)
-        require_batch(batch, 1, made.spec.shape[0])
+        require_batch(batch, 1, first.spec.shape[0])
         own = self._state.party
         if batch == 0:
             self._grading = own.up
@@ -139,7 +139,6 @@ class UServer(Server):
         alone = b"" if features is None else wire.encode(jax.device_get(Dense(values=features)))
         return {"frame": wire.encode(jax.device_get(onward)), "smashed": alone}
 
-    def _made(self) -> tuple[party.Share, states.SecondCut]:
+    def _made(self) -> tuple[party.Share, tuple[states.Cut, ...]]:
         assert self._share is not None
-        assert self._share.setup.second is not None
-        return self._share, self._share.setup.second
+        return self._share, self._share.setup.cuts

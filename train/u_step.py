@@ -82,7 +82,7 @@ def relay(
     _, up_key, _ = steps.keys(setup, step)
     on_key, _ = _second_keys(setup, step)
     sides = SideInfo(up_key, up, sample_ids), SideInfo(on_key, down, sample_ids)
-    return u_shaped.server_forward(setup.model, setup.duplexes(), server, payload, *sides)
+    return u_shaped.server_forward(setup.model, setup.duplexes, server, payload, *sides)
 
 
 def turn(
@@ -112,7 +112,7 @@ def turn(
     on_key, back_key = _second_keys(setup, step)
     sides = SideInfo(on_key, down, sample_ids), SideInfo(back_key, up, sample_ids)
     done, kept, moved = u_shaped.client_turn(
-        setup.model, setup.duplexes(), cross_entropy, client, pending, payload, y, *sides
+        setup.model, setup.duplexes, cross_entropy, client, pending, payload, y, *sides
     )
     return Turned(done.payload, done.loss, done.metrics, done.smashed_hat, done.smashed_grad), kept, moved
 
@@ -144,7 +144,7 @@ def give_back(
     *_, down_key = steps.keys(setup, step)
     _, back_key = _second_keys(setup, step)
     sides = SideInfo(back_key, up, sample_ids), SideInfo(down_key, down, sample_ids)
-    done, moved = u_shaped.server_backward(setup.duplexes(), server, kept, payload, *sides)
+    done, moved = u_shaped.server_backward(setup.duplexes, server, kept, payload, *sides)
     moved, new_optimiser = steps.updated(setup, step, moved, optimiser, done.grads, done.is_skipped)
     are_grads_finite, is_half_finite = steps.all_finite(done.grads), steps.is_party_finite(moved, new_optimiser)
     given = Given(done.payload, done.smashed_grad, done.grad_hat, done.is_skipped, are_grads_finite, is_half_finite)
@@ -175,7 +175,7 @@ def receive(
     """
     *_, down_key = steps.keys(setup, step)
     side = SideInfo(down_key, budget, sample_ids)
-    grads, grad_hat, is_skipped, moved = u_shaped.client_backward(setup.duplexes(), client, kept, payload, side)
+    grads, grad_hat, is_skipped, moved = u_shaped.client_backward(setup.duplexes, client, kept, payload, side)
     moved, new_optimiser = steps.updated(setup, step, moved, optimiser, grads, is_skipped)
     receipt = steps.Receipt(grad_hat, steps.all_finite(grads), steps.is_party_finite(moved, new_optimiser))
     return receipt, moved, new_optimiser
@@ -183,8 +183,8 @@ def receive(
 
 def budgets(setup: Setup, link_state: PyTree) -> tuple[Array, Array]:
     """Returns (up, down) the largest frames of a step's first exchange, int32."""
-    assert setup.second is not None
-    return steps.budgets(setup, link_state, (setup.caps[0], setup.second.caps[0]))
+    first, second = setup.cuts
+    return steps.budgets(setup, link_state, (first.caps[0], second.caps[0]))
 
 
 def halfway(setup: Setup, link_state: PyTree, payload: PyTree, onward: PyTree) -> tuple[PyTree, Array, Array, Array]:
@@ -196,10 +196,10 @@ def halfway(setup: Setup, link_state: PyTree, payload: PyTree, onward: PyTree) -
         payload: that went up.
         onward: that came down.
     """
-    assert setup.second is not None
-    sent = setup.duplex.up.num_bytes(payload), setup.second.duplex.up.num_bytes(onward)
+    first, second = setup.cuts
+    sent = first.duplex.up.num_bytes(payload), second.duplex.up.num_bytes(onward)
     link, up_s, down_s = links.exchange(half_computing(setup.link), setup.estimator, link_state, *sent)
-    return link, up_s + down_s, *steps.budgets(setup, link, (setup.second.caps[1], setup.caps[1]))
+    return link, up_s + down_s, *steps.budgets(setup, link, (second.caps[1], first.caps[1]))
 
 
 def settle(
@@ -228,7 +228,7 @@ def settle(
         receipt: of the client.
         allowed: the messages' budgets in the order of the messages, in bytes.
     """
-    first, second = setup.duplexes()
+    first, second = setup.duplexes
     up = split.message(first.up, *sent, kept.smashed_hat)
     forth = split.message(second.up, kept.pending.payload, kept.pending.smashed, turned.features_hat)
     back = split.message(second.down, turned.payload, turned.features_grad, given.features_grad_hat)
@@ -268,7 +268,7 @@ def echo_on(
         sample_ids: int32 [B].
         budget: int32, bytes.
     """
-    _, second = setup.duplexes()
+    _, second = setup.duplexes
     on_key, _ = _second_keys(setup, step)
     features_hat, mirror = second.up.decompress(payload, mirror, SideInfo(on_key, budget, sample_ids))
     return split.message(second.up, payload, features, features_hat), mirror
@@ -300,7 +300,7 @@ def echo_back(
         sample_ids: int32 [B].
         budget: int32, bytes.
     """
-    _, second = setup.duplexes()
+    _, second = setup.duplexes
     _, back_key = _second_keys(setup, step)
     is_unmet = measure.is_skipped(sent) | measure.is_skipped(onward)
     side = SideInfo(back_key, budget, sample_ids)
@@ -332,7 +332,7 @@ def echo_down(
     *_, down_key = steps.keys(setup, step)
     side = SideInfo(down_key, budget, sample_ids)
     return steps.echo_answer(
-        setup.duplex, kept.payload, server.up[0], given.payload, given.smashed_grad, mirror, side, given.is_skipped
+        setup.duplexes[0], kept.payload, server.up[0], given.payload, given.smashed_grad, mirror, side, given.is_skipped
     )
 
 

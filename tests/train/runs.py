@@ -156,14 +156,14 @@ def own_dataset(num_train=NUM_TRAIN, num_test=NUM_TEST):
     return Dataset("own", *arrays, 3, None, None, ("a", "b", "c"))
 
 
-def own_setup(up=None, down=None, train=None, num_steps=10, **changes):
+def own_setup(up=None, down=None, train=None, num_steps=10, caps=(100_000, 100_000), cut_shape=(8, 6), **changes):
     """Returns the `Setup` of `own_model`, both directions left alone unless given."""
+    duplex = Duplex(up=up or identity(), down=down or identity())
     train = train or TrainConfig(optimizer="sgd", learning_rate=0.1, schedule="constant", warmup=0.0)
     setup = states.Setup(
         model=own_model()[0],
         inputs=states.Inputs(mean=None, std=None, dtype=jnp.dtype("float32"), is_augmented=False, can_flip=False),
-        duplex=Duplex(up=up or identity(), down=down or identity()),
-        caps=(100_000, 100_000),
+        cuts=(states.Cut(duplex, caps, jax.ShapeDtypeStruct(cut_shape, "float32")),),
         optimiser=optimise.direction(train),
         learning_rate=optimise.learning_rate(train, num_steps),
         link=link.Link(up=link.unlimited(), down=link.unlimited()),
@@ -174,10 +174,10 @@ def own_setup(up=None, down=None, train=None, num_steps=10, **changes):
     return setup._replace(**changes)
 
 
-def own_state(setup, batch_size=8, initial_mbps=(1.0, 1.0)):
+def own_state(setup, initial_mbps=(1.0, 1.0)):
     """Returns the state before the first step of `own_model`."""
     _, client, server = own_model()
-    return states.init(setup, jax.ShapeDtypeStruct((batch_size, 6), "float32"), client, server, initial_mbps)
+    return states.init(setup, client, server, initial_mbps)
 
 
 def own_config(run_dir, **train):

@@ -48,9 +48,9 @@ def test_left_alone_both_accuracies_are_one(whole):
 
 def test_the_last_batch_is_padded_and_the_padding_does_not_count(whole):
     assert NUM_TEST % 8
-    setup = own_setup()
-    one_by_one = score(setup, own_state(setup, batch_size=1), 1)
-    larger_than_the_set = score(setup, own_state(setup, batch_size=32), 32)
+    one, many = (own_setup(cut_shape=(batch_size, 6)) for batch_size in (1, 32))
+    one_by_one = score(one, own_state(one), 1)
+    larger_than_the_set = score(many, own_state(many), 32)
     for name in FIELDS[:-1]:
         assert one_by_one[name] == pytest.approx(whole[1][name], rel=1e-5)
         assert larger_than_the_set[name] == pytest.approx(whole[1][name], rel=1e-5)
@@ -103,8 +103,8 @@ def test_running_statistics_are_used_and_not_changed():
         return x - state["mean"], {"mean": state["mean"] + 1}
 
     model = split.SplitModel(client_apply, lambda params, state, x, is_training: (x[:, :3], state), stateful=True)
-    setup = own_setup(model=model)
+    setup = own_setup(model=model, cut_shape=(8, 4))
     halves = ({}, {"mean": jnp.asarray([1.0, 0, 0, 0])}), ({}, {})
-    state = states.init(setup, jax.ShapeDtypeStruct((8, 4), jnp.float32), *halves, (1.0, 1.0))
+    state = states.init(setup, *halves, (1.0, 1.0))
     expected = np.mean((np.asarray(X) - [1.0, 0, 0, 0])[:, :3].argmax(axis=1) == np.asarray(Y))
     assert score(setup, state, 8)["accuracy"] == pytest.approx(expected)

@@ -195,7 +195,7 @@ def test_metrics_may_be_on_the_device(open_journal):
 
 def test_skipped_messages_save_no_bytes():
     totals = journal.Totals(steps=10, up_bytes=800, down_bytes=200, up_skipped=2, down_skipped=5)
-    assert totals.raw_bytes((1000, 0)) == (8000, 5000)
+    assert totals.raw_bytes((1000,)) == (8000, 5000)
     assert totals.ratio((1000, 0)) == 13.0
     # Of a second cut each message counts for itself.
     of_two = dataclasses.replace(totals, up_skipped=totals.up_skipped + 3, second_up_skipped=3)

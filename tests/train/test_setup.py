@@ -50,9 +50,11 @@ def test_first_values_do_not_depend_on_the_cut():
 
 
 def test_the_cut_is_that_of_the_first_batch():
-    built, spec, settings = set_up()
+    built, settings = set_up()
+    (cut,) = built.cuts
+    spec = cut.spec
     assert (spec.shape, spec.dtype) == ((8, 6), jnp.float32)
-    assert built.caps == (compress.identity().min_bytes(spec),) * 2
+    assert cut.caps == (compress.identity().min_bytes(spec),) * 2
     names = {"energy", "factor_bits", "iterations", "max_rank", "view"}
     assert settings["up"].keys() == settings["down"].keys() == names
 
@@ -61,9 +63,9 @@ def test_each_direction_has_its_own_settings():
     config = dataclasses.replace(
         OWN, compress=CompressConfig(DirectionConfig(max_rank=2, ratio=2.0), DirectionConfig(method="identity"))
     )
-    built, _, settings = set_up(config)
-    assert built.caps[0] == 8 * 6 * 4 // 2
-    assert built.caps[1] > 8 * 6 * 4
+    built, settings = set_up(config)
+    assert built.cuts[0].caps[0] == 8 * 6 * 4 // 2
+    assert built.cuts[0].caps[1] > 8 * 6 * 4
     assert (settings["up"]["max_rank"], settings["down"]) == (2, {})
 
 
@@ -78,8 +80,8 @@ def test_views_are_measured_where_the_tensor_is():
     once = DirectionConfig(max_rank=1, view="calibrate")
     config = dataclasses.replace(OWN, compress=CompressConfig(once, once))
     halves = (jnp.ones(4), ()), (mix, ())
-    _, spec, settings = set_up(config, model=(model, *halves))
-    assert spec.shape == (8, 5, 16)
+    built, settings = set_up(config, model=(model, *halves))
+    assert built.cuts[0].spec.shape == (8, 5, 16)
     assert (settings["up"]["view"], settings["down"]["view"]) == ("B,TD", "BT,D")
 
 
@@ -87,7 +89,7 @@ def test_views_that_were_chosen_before_are_kept():
     dataset, config = runs.made_dataset(), dataclasses.replace(NETWORK, model=ModelConfig("cnn", 4, "conv1"))
     views = {"up": "BH,WC", "down": "BC,HW"}
     with count_compilations() as compilations:
-        _, _, settings = set_up(config, dataset, setup.network(config, dataset), views)
+        _, settings = set_up(config, dataset, setup.network(config, dataset), views)
     assert {way: settings[way]["view"] for way in views} == views
     assert compilations["_distortion_when_warm"] == 0
 
@@ -107,7 +109,7 @@ def test_the_link_is_that_of_the_config(given, up, down):
         return link.load_trace(what) if isinstance(what, str) else link.constant(what)
 
     config = dataclasses.replace(OWN, link=LinkConfig(**given, latency_ms=30, client_step_s=0.5, server_step_s=0.25))
-    built, _, _ = set_up(config)
+    built, _ = set_up(config)
     assert same_leaves(built.link.up, trace(up))
     assert same_leaves(built.link.down, trace(down))
     rest = (built.link.up_latency_s, built.link.down_latency_s, built.link.client_step_s, built.link.server_step_s)
@@ -151,12 +153,12 @@ def test_the_share_of_late_messages_is_that_of_the_config(late_share):
 def test_images_are_normalised_and_augmented_and_other_inputs_are_not():
     config = dataclasses.replace(NETWORK, data=DataConfig(augment=True))
     dataset = runs.made_dataset()
-    built, _, _ = set_up(config, dataset, setup.network(config, dataset), VIEWS)
+    built, _ = set_up(config, dataset, setup.network(config, dataset), VIEWS)
     assert same_leaves(built.inputs[:2], (dataset.mean, dataset.std))
     assert (built.inputs.is_augmented, built.inputs.can_flip) == (True, True)
-    digits, _, _ = set_up(config, dataset._replace(name="digits"), setup.network(config, dataset), VIEWS)
+    digits, _ = set_up(config, dataset._replace(name="digits"), setup.network(config, dataset), VIEWS)
     assert (digits.inputs.is_augmented, digits.inputs.can_flip) == (True, False)
-    own, _, _ = set_up(dataclasses.replace(OWN, data=DataConfig(augment=True)))
+    own, _ = set_up(dataclasses.replace(OWN, data=DataConfig(augment=True)))
     assert (own.inputs.mean, own.inputs.std, own.inputs.is_augmented) == (None, None, False)
 
 
@@ -164,6 +166,7 @@ def test_arithmetic_is_of_the_type_that_was_asked_for():
     config = dataclasses.replace(NETWORK, train=dataclasses.replace(NETWORK.train, dtype="bfloat16"))
     dataset = runs.made_dataset()
     network = setup.network(config, dataset)
-    built, spec, _ = set_up(config, dataset, network, VIEWS)
+    built, _ = set_up(config, dataset, network, VIEWS)
+    spec = built.cuts[0].spec
     assert (built.inputs.dtype, spec.dtype) == (jnp.bfloat16, jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(network[1:])} == {jnp.dtype("float32")}

@@ -24,9 +24,9 @@ def step_of(setup):
 
     @jax.jit
     def step(state, x, y, caps):
-        return train_step(programs(setup._replace(caps=caps)), state, x, y, IDS)
+        return train_step(programs(setup._replace(cuts=(setup.cuts[0]._replace(caps=caps),))), state, x, y, IDS)
 
-    return lambda state, x, y, caps=setup.caps: step(state, x, y, caps)
+    return lambda state, x, y, caps=setup.cuts[0].caps: step(state, x, y, caps)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_a_step_left_alone_is_one_of_the_whole_network():
     assert (int(moved.step), bool(moved.is_sound), int(metrics.broken)) == (1, True, -1)
     payload, _ = compress.identity().compress(jnp.zeros((8, 6)), (), compress.SideInfo(jax.random.key(0), 0))
     assert int(metrics.up.num_bytes) == int(metrics.down.num_bytes) == len(wire.encode(payload))
-    assert (int(metrics.up_budget_bytes), int(metrics.down_budget_bytes)) == setup.caps
+    assert (int(metrics.up_budget_bytes), int(metrics.down_budget_bytes)) == setup.cuts[0].caps
     assert float(metrics.link_seconds) == 0
 
 
@@ -135,8 +135,8 @@ def test_training_images_are_moved_by_the_key_of_their_step():
     losses = {}
     for is_augmented in (False, True):
         inputs = states.Inputs(mean, std, jnp.dtype("float32"), is_augmented, can_flip=True)
-        setup = own_setup(model=seen, inputs=inputs)
-        state = states.init(setup, jax.ShapeDtypeStruct((8, 64), jnp.float32), *halves, (1.0, 1.0))
+        setup = own_setup(model=seen, inputs=inputs, cut_shape=(8, 64))
+        state = states.init(setup, *halves, (1.0, 1.0))
         step = step_of(setup)
         losses[is_augmented] = [float(step(state._replace(step=jnp.int32(n)), x, Y)[1].loss) for n in (0, 1, 0)]
     assert losses[False][0] == losses[False][1]
@@ -147,7 +147,7 @@ def test_training_images_are_moved_by_the_key_of_their_step():
 def test_donating_the_state_leaves_the_callers_parameters():  # a state's leaves are all its own
     _, client, server = own_model()
     setup = own_setup()
-    state = states.init(setup, jax.ShapeDtypeStruct((8, 6), jnp.float32), client, server, (1.0, 1.0))
+    state = states.init(setup, client, server, (1.0, 1.0))
     jax.jit(lambda state: train_step(programs(setup), state, X, Y, IDS), donate_argnums=0)(state)
     assert same_leaves(client, own_model()[1])
     assert same_leaves(server, own_model()[2])
@@ -215,7 +215,7 @@ def test_running_state_counts_as_part_of_a_half():
     model = split.SplitModel(client_apply, lambda params, state, x, _: (x @ params["w"], state), stateful=True)
     setup = own_setup(model=model)
     client, server = (CLIENT, {"var": jnp.full((), 1e20)}), (SERVER, {})
-    state = states.init(setup, jax.ShapeDtypeStruct((8, 6), jnp.float32), client, server, (1.0, 1.0))
+    state = states.init(setup, client, server, (1.0, 1.0))
     moved, metrics = step_of(setup)(state, X, Y)
     assert states.TENSORS[int(metrics.broken)] == "client's updated half"
     assert float(moved.client.state["var"]) == pytest.approx(1e20)

@@ -1,6 +1,7 @@
 """Server and client over gRPC with mutual TLS, on loopback: what a local run computes, whatever is killed meanwhile."""
 
 import dataclasses
+import itertools
 import json
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from nscjax import check, remote, wire
 from nscjax.remote import certs, session
 from tests.train.runs import ROOT, child_environment, free_address, lines, made_folder
-from train import checkpoint, client, loop, main, party, server, u_client, u_server
+from train import bandwidth, checkpoint, client, loop, main, party, server, u_client, u_server
 from train import config as configs
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -317,6 +318,26 @@ def test_budgets_follow_the_link_that_the_client_measures(folder):
         assert found[-1][f"{way}_bytes"] > 0.2 * rate * deadline_s * 125_000
     assert found[-1]["link_seconds"] > sum(found[-1][f"{way}_bytes"] / rate / 125_000 for way, rate in rates.items())
     assert 0 < at_server[-1]["waited_share"] < 1
+
+
+def test_a_message_without_room_empties_those_after_it_in_a_u_shaped_network(folder, monkeypatch):
+    ways = ("up", "second_down", "second_up", "down")  # in the order in which they cross
+    measured, exchanges = bandwidth.Bandwidth.budgets, itertools.count()
+
+    def budgets(self, caps, kind):
+        step, half = divmod(next(exchanges), 2)
+        found = list(measured(self, caps, kind))
+        if step < 4 and step // 2 == half:  # in the first four steps one message each has no room
+            found[step % 2] = 0
+        return tuple(found)
+
+    monkeypatch.setattr(bandwidth.Bandwidth, "budgets", budgets)
+    assert both(folder, "no_room", "--model.second_cut", "hidden2", "--train.steps", "6") == {"client": 0, "server": 0}
+    found, at_server = (lines(folder / f"no_room-{role}", "train") for role in ("client", "server"))
+    for step, (line, other) in enumerate(zip(found, at_server, strict=True)):
+        assert [line[f"{way}_rank"] == 0 for way in ways] == [place >= step % 4 and step < 4 for place in range(4)]
+        assert [line[f"{way}_bytes"] for way in ways] == [other[f"{way}_bytes"] for way in ways]
+    assert [found[-1][f"{way}_skipped"] for way in ("up", "down")] == [1 + 3, 2 + 4]
 
 
 @pytest.mark.parametrize("budget", [0, 10])
