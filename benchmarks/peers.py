@@ -1,19 +1,20 @@
 """Every method on captured cut tensors: distortion at equal bytes.
 
     python benchmarks/capture.py --data_dir DIR
-    python benchmarks/peers.py [--captures cifar10_bench]
+    python benchmarks/peers.py [--captures cifar10_bench] [--methods NAME ...]
     python benchmarks/peers.py --search
 
 The captured tensors of each point in training are sent one after the other at every ratio; what counts is the mean over
 the warm messages. Every direction is alone, at the ratio that is said: what an uplink fixes for the gradient in
 training (a mask, a subspace) is not in it, and every message holds other samples, so that AQ-SGD never meets one again.
-Methods have all the components that earn a bit: for the least distortion, and not, as in the grid,
-for accuracy. It writes `benchmarks/results/peers.json`. With `--search` it measures the distortion of every candidate
-setting instead, into `peers_search.json`: from these the grid's settings were chosen. What methods take of a step's
-time is told by `device_part.py`.
+Methods have all the components that earn a bit: for the least distortion, and not, as in the grid, for accuracy. It
+writes `benchmarks/results/peers.json`, and keeps what that file says of other methods, each of the commit that measured
+it. With `--search` it measures the distortion of every candidate setting instead, into `peers_search.json`: from these
+the grid's settings were chosen. What methods take of a step's time is told by `device_part.py`.
 """
 
 import argparse
+import json
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +25,7 @@ import numpy as np
 import scipy.linalg  # noqa: F401  # loads LAPACK, so that its threads can be limited
 from accuracy_vs_bytes import RATIOS, SETTINGS, UNLIMITED_RANK, built, directions
 from capture import FOLDER
-from record import write
+from record import RESULTS, commit, write
 from threadpoolctl import threadpool_limits
 
 from nscjax import compress, measure
@@ -103,9 +104,16 @@ def main() -> None:
     """Measures every method and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--captures", default="cifar10_bench", help="name of a file in runs/captures/")
+    parser.add_argument("--methods", nargs="*", choices=SETTINGS, metavar="NAME", help="only these; by default all")
     parser.add_argument("--search", action="store_true", help="distortion of every candidate setting")
     options = parser.parse_args()
     rows: dict[str, Any] = {}
+    results = RESULTS / "peers.json"
+    if options.methods and results.exists():
+        before = json.loads(results.read_text())
+        if before["rows"]["captures"] != options.captures:
+            parser.error(f"{results.name} is of {before['rows']['captures']}: without --methods it is made anew")
+        rows = {method: {"commit": before["commit"]} | row for method, row in before["rows"]["methods"].items()}
     with np.load(FOLDER / f"{options.captures}.npz") as file, threadpool_limits(limits=1, user_api="blas"):
         series = {name: file[name] for name in file.files}
         tensors = next(iter(series.values()))
@@ -118,9 +126,10 @@ def main() -> None:
                     print(name, rows[name], flush=True)
             write("peers_search", {"captures": options.captures, "methods": rows}, seeds=[0])
             return
-        for method in SETTINGS:
-            rows[method] = distortions(method, series, spec, {})
+        for method in options.methods or SETTINGS:
+            rows[method] = distortions(method, series, spec, {}) | {"commit": commit()}
             print(method, rows[method], flush=True)
+    rows = {method: rows[method] for method in SETTINGS if method in rows}
     write("peers", {"captures": options.captures, "methods": rows}, seeds=[0])
 
 
