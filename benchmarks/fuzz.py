@@ -1,13 +1,14 @@
 """Frames and conversations from strangers: what `wire.decode` and the server make of what nobody would send.
 
-    python benchmarks/fuzz.py [--frames 1000000] [--conversations 10000] [--seed 0]
+    python benchmarks/fuzz.py [--frames 1000000] [--conversations 5000] [--seed 0]
     python benchmarks/fuzz.py --coverage SECONDS
 
 The stored frames of every payload, changed at random and sealed again (mostly: a checksum stops nobody), are to decode
-to a payload or to be refused with a `WireError`. A conversation of a real client with a real server, of a network with
-one cut or with two, often broken off and changed at random in one to three places, is to be answered to the end, and
-the server is to train on with an unchanged one after it. What else happens is a crash: the input is kept in
-`runs/fuzz`, and the exit code is 1. It writes `benchmarks/results/fuzz.json`.
+to a payload or to be refused with a `WireError`. Conversations of a real client with a real server, so many of a
+network with one cut and as many of one with two, often broken off and changed at random in one to three places, are to
+be answered to the end, and the server is to train on with an unchanged one after them. What else happens is a crash:
+the input is kept in `runs/fuzz`, and the exit code is 1. It writes `benchmarks/results/fuzz.json`; memory
+that has grown counts from the most that the process had before.
 
 With `--coverage` inputs are grown towards new code by atheris (`pip install -e '.[fuzz]'`), for so many seconds; it
 ends with a report of its own at the first crash.
@@ -237,7 +238,7 @@ def fuzz_conversations(count: int, seed: int, is_u_shaped: bool = False) -> dict
             longest = max(longest, time.perf_counter() - started)
             if not is_sound:
                 outcomes["crash"] += 1
-                keep(f"conversation-{seed}-{i}", b"\n".join(messages))
+                keep(f"{'u-shaped-' * is_u_shaped}conversation-{seed}-{i}", b"\n".join(messages))
                 spoken.faults.clear()
             if (i + 1) % 500 == 0:
                 with contextlib.redirect_stderr(io.StringIO()):
@@ -282,7 +283,7 @@ def main() -> int:
     """Fuzzes, writes the result, and returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=1_000_000)
-    parser.add_argument("--conversations", type=int, default=10_000)
+    parser.add_argument("--conversations", type=int, default=5_000, help="of either kind of network")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--coverage", type=int, metavar="SECONDS", help="coverage-guided, of frames alone")
     options = parser.parse_args()

@@ -79,11 +79,7 @@ def share(config: Config, dataset: Dataset, role: str, num_steps: int) -> Share:
     first = _first(setup, role, client if role == "client" else server)
     parts: Any
     echo: dict[str, Callable]
-    if not setup.is_u_shaped:
-        up, down = _payloads(setup.cuts[0], whole.client, whole.server)
-        echo = {"up": steps.echo_up} if role == "client" else {"down": steps.echo_down}
-        layouts, parts = {"up": up, "down": down}, steps.programs(setup)
-    else:
+    if setup.is_u_shaped:
         ends = [u_shaped.at(party, cut) for cut in range(2) for party in (whole.client, whole.server)]
         up, down = _payloads(setup.cuts[0], ends[0], ends[1])
         forth, back = _payloads(setup.cuts[1], ends[3], ends[2])
@@ -91,6 +87,10 @@ def share(config: Config, dataset: Dataset, role: str, num_steps: int) -> Share:
         if role == "server":
             echo = {"down": u_step.echo_down, "second_down": u_step.echo_on}
         layouts, parts = {"up": up, "down": down, "second_down": forth, "second_up": back}, u_step.programs(setup)
+    else:
+        up, down = _payloads(setup.cuts[0], whole.client, whole.server)
+        echo = {"up": steps.echo_up} if role == "client" else {"down": steps.echo_down}
+        layouts, parts = {"up": up, "down": down}, steps.programs(setup)
     echoes = {way: jax.jit(functools.partial(program, setup)) for way, program in echo.items()}
     return Share(setup, layouts, first, parts, echoes)
 

@@ -280,6 +280,7 @@ class Server:
         waited_s, self._waiting_s = self._waiting_s, 0.0
         cut = made.setup.cuts[0]
         batch_size = cut.spec.shape[0]
+        require_fits(frame, cut.caps[0], self._config.compress.up)
         payload = wire.decode(frame, like=made.layouts["up"])
         sample_ids = ids_of(ids, batch_size, len(self._dataset.x_train), self._needs_ids)
         if self._labels is None:
@@ -287,7 +288,6 @@ class Server:
         else:
             y = self._labels[0][sample_ids]
         up, down = allowed((up_budget, down_budget), cut.caps)
-        require_fits(frame, cut.caps[0], self._config.compress.up)
         number, state = np.int32(step), self._state
         answered, moved, optimiser = made.parts.answer(
             state.party, state.optimiser, number, payload, y, sample_ids, up, down

@@ -112,11 +112,10 @@ def set_up(
         view = views[name] if views else compression.choose_view(name, direction, example, cap)
         largest = _largest_budget(config, getattr(link, name.removeprefix("second_")))
         directions[name] = compression.build(name, direction, view, spec, len(dataset.x_train), largest)
-    ends = [("up", "down"), ("second_down", "second_up")][: len(specs)]  # which way (activations, gradient) travel
-    pairs = [(directions[activations], directions[gradient]) for activations, gradient in ends]
+    ends = [*directions.values()]  # of every cut the activations', then the gradients'
     cuts = tuple(
         states.Cut(Duplex(there.compressor, back.compressor), (there.cap_bytes, back.cap_bytes), spec)
-        for (there, back), spec in zip(pairs, specs)
+        for there, back, spec in zip(ends[::2], ends[1::2], specs, strict=True)
     )
     setup = states.Setup(
         model=model,

@@ -57,7 +57,8 @@ class UServer(Server):
         down_mbps: float,
     ) -> dict[str, Any]:
         """Runs the server's layers on a client's message, and sends on what they return."""
-        made, (first, second) = self._made()
+        made = self._made()
+        first, second = made.setup.cuts
         self._require_at(step)
         started = time.monotonic()
         waited_s, self._waiting_s = self._waiting_s, 0.0
@@ -84,7 +85,8 @@ class UServer(Server):
 
     def _backward(self, *, step: int, frame: bytes, up_budget: int, down_budget: int) -> dict[str, Any]:
         """Carries the gradient of the second cut through the server's layers, and updates them."""
-        made, (first, second) = self._made()
+        made = self._made()
+        first, second = made.setup.cuts
         self._require_at(step)
         relayed = self._relayed
         if relayed is None or relayed.step != step:
@@ -122,9 +124,9 @@ class UServer(Server):
 
     def _pass_on(self, *, step: int, batch: int, frame: bytes, smashed: bytes) -> dict[str, Any]:
         """Runs the server's layers on one batch of an evaluation, and sends on what they return."""
-        made, (first, _) = self._made()
+        made = self._made()
         self._require_at(step)
-        require_batch(batch, 1, first.spec.shape[0])
+        require_batch(batch, 1, made.setup.cuts[0].spec.shape[0])
         own = self._state.party
         if batch == 0:
             self._grading = own.up
@@ -139,6 +141,6 @@ class UServer(Server):
         alone = b"" if features is None else wire.encode(jax.device_get(Dense(values=features)))
         return {"frame": wire.encode(jax.device_get(onward)), "smashed": alone}
 
-    def _made(self) -> tuple[party.Share, tuple[states.Cut, ...]]:
+    def _made(self) -> party.Share:
         assert self._share is not None
-        return self._share, self._share.setup.cuts
+        return self._share

@@ -12,6 +12,7 @@ The coder is `constriction`'s range coder (Bamler 2022, arXiv 2201.01741).
 
 import decimal
 import functools
+import math
 from collections.abc import Iterator
 
 import constriction
@@ -28,8 +29,9 @@ CLASS_OF_ONE = 9
 MOST = 2047
 """The largest magnitude of a symbol."""
 
-MOST_DEVIATIONS, LEAST_LIMIT = 64, 15
-"""A symbol of a class is at most so many deviations, or so large: short tables are quick to look up."""
+MOST_DEVIATIONS, LEAST_LIMIT = 128, 15
+"""A symbol of a class is at most so many deviations, or so large: short tables are quick to look up. A class that is
+`MOST_SPREAD` below the widest has all symbols: what a sample's spread takes off must not cut its largest one."""
 
 DEAD_ZONES = ("1", "1", "1", "1", "1", "1", "0.85", "0.75", "0.65", "0.6", *("0.55",) * 8, *("0.5",) * 8)
 """Half the width of the step around zero by class; the others are 1 wide: |x| in [n - 1 + zone, n + zone) is n. From
@@ -70,13 +72,13 @@ class CodeError(ValueError):
 @functools.cache
 def limits() -> np.ndarray:
     """Returns the largest magnitude of a symbol by class, int32 [NUM_CLASSES]."""
-    deviations = 2.0 ** ((np.arange(NUM_CLASSES) - CLASS_OF_ONE) / 2)
-    return np.clip(MOST_DEVIATIONS * deviations, LEAST_LIMIT, MOST).astype(np.int32)
+    squares = ((MOST_DEVIATIONS**2 << c) >> CLASS_OF_ONE for c in range(NUM_CLASSES))
+    return np.asarray([min(max(math.isqrt(square), LEAST_LIMIT), MOST) for square in squares], np.int32)
 
 
 @functools.cache
 def symbol_tables() -> np.ndarray:
-    """Returns frequencies, int64 [NUM_CLASSES, MOST + 1], of the magnitudes in every class, each sign's its own.
+    """Returns frequencies, int64 [NUM_CLASSES, MOST + 1], of a magnitude with one sign, by class.
 
     A Laplace distribution of the class's standard deviation over the quantiser's steps. Up to the class's limit no
     symbol is impossible: a zero's frequency and twice those of the magnitudes from 1 on sum to `TOTAL`.
@@ -116,18 +118,14 @@ def class_tables() -> np.ndarray:
 
 def _bits(frequencies: np.ndarray) -> np.ndarray:
     """Returns what every symbol costs, int32, in 1 / COST_UNIT bit, rounded up."""
-    # The coder's own rounding of probabilities to 24 bits is far within the rounding up.
-    return np.ceil(COST_UNIT * -np.log2(frequencies / TOTAL) + 0.02).astype(np.int32)
+    # Of a symbol's probability the coder leaves 1 - N / 2**24, in a table of N: 0.09 units of the widest one.
+    return np.ceil(COST_UNIT * -np.log2(frequencies / TOTAL) + 0.1).astype(np.int32)
 
 
 @functools.cache
 def symbol_bits() -> np.ndarray:
-    """Returns the cost of a symbol by class and magnitude, int32 [NUM_CLASSES, MOST + 1].
-
-    Class 0 costs nothing. What is beyond a class's limit has the cost of the limit.
-    """
-    magnitudes = np.minimum(np.arange(MOST + 1), limits()[:, None])
-    costs = _bits(np.take_along_axis(symbol_tables(), magnitudes, 1))
+    """Returns the cost of a symbol by class and magnitude, int32 [NUM_CLASSES, MOST + 1]; class 0 costs nothing."""
+    costs = _bits(np.maximum(symbol_tables(), 1))
     costs[0] = 0
     return costs
 
@@ -226,9 +224,9 @@ def _by_class(classes: np.ndarray, spreads: np.ndarray) -> Iterator[tuple[int, n
     own = own_classes(classes[classes > 0].astype(np.int16)[None], spreads.astype(np.int16)).reshape(-1)
     order = np.argsort(own, kind="stable")
     ends = np.cumsum(np.bincount(own, minlength=NUM_CLASSES))
-    for c in range(1, NUM_CLASSES):
-        if ends[c] > ends[c - 1]:
-            yield c, order[ends[c - 1] : ends[c]]
+    for c, places in enumerate(np.split(order, ends[:-1])):
+        if len(places):
+            yield c, places
 
 
 def _above(classes: np.ndarray) -> np.ndarray:

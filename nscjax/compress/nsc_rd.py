@@ -529,14 +529,12 @@ def _code(template: Coded, coefficients_kjb: Array, may_send_kj: Array, room: Ar
     spreads = jnp.where(fits, spreads, 0)
     log_deviation = jnp.where(fits, log_deviation, _log_deviation(unit, spreads))
     classes, symbols = coded(step, spreads, log_deviation)
-    most = jnp.asarray(entropy.limits())[entropy.own_classes(classes, spreads)]
-    symbols = jnp.clip(symbols, -most, most)  # which costs the same
     keeps = fits | _strongest(classes, spreads, symbols, log_deviation, room_bytes)
     classes, symbols = jnp.where(keeps, classes, 0), jnp.where(keeps[..., None], symbols, 0)
     is_message = room >= _least_bytes(template)
     rank = jnp.maximum(jnp.sum(classes > 0, dtype=jnp.int32), 1)
-    groups = jnp.zeros(template.groups.shape, template.groups.dtype).at[0, 0, 1:].set(spreads.astype(jnp.int16))
-    groups = groups.at[1:, :, 0].set(classes.astype(jnp.int16)).at[1:, :, 1:].set(symbols.astype(jnp.int16))
+    groups = jnp.zeros(template.groups.shape, jnp.int32).at[0, 0, 1:].set(spreads)
+    groups = groups.at[1:, :, 0].set(classes).at[1:, :, 1:].set(symbols).astype(template.groups.dtype)
     return {
         "rank": jnp.where(is_message, rank, 0),
         "step": step,
@@ -589,7 +587,7 @@ def _symbols(unit_kjb: Array, step: Array, own_kjb: Array) -> Array:
     """Returns the coefficients, at most 1 in magnitude, in steps, int32."""
     scale = jnp.exp2(step.astype(jnp.float32) / STEPS_AN_OCTAVE)
     magnitude = jnp.floor(jnp.abs(unit_kjb) * scale + (1 - jnp.asarray(entropy.dead_zones())[own_kjb]))
-    magnitude = jnp.minimum(jnp.nan_to_num(magnitude), entropy.MOST)
+    magnitude = jnp.minimum(jnp.nan_to_num(magnitude), jnp.asarray(entropy.limits(), jnp.float32)[own_kjb])
     return (jnp.sign(unit_kjb) * magnitude).astype(jnp.int32)
 
 

@@ -42,7 +42,7 @@ def open_journal(tmp_path):
     opened = []
 
     def open_one(counts=None, calendar=CALENDAR):
-        opened.append(journal.Journal(tmp_path / "metrics.jsonl", Terminal(10, 0), calendar, (1000, 0), counts))
+        opened.append(journal.Journal(tmp_path / "metrics.jsonl", Terminal(10, 0), calendar, (1000,), counts))
         return opened[-1]
 
     yield open_one
@@ -73,9 +73,9 @@ def test_skipped_messages_are_counted_by_direction():
 
 def test_ratio_is_raw_over_sent():
     totals = journal.Totals()
-    assert totals.ratio((1000, 0)) == 0
+    assert totals.ratio((1000,)) == 0
     totals.add(metrics(up_bytes=30, down_bytes=20))
-    assert totals.ratio((1000, 0)) == 2000 / 50
+    assert totals.ratio((1000,)) == 2000 / 50
 
 
 @pytest.mark.parametrize(("step", "epoch", "log", "evaluate", "save"), [
@@ -196,7 +196,7 @@ def test_metrics_may_be_on_the_device(open_journal):
 def test_skipped_messages_save_no_bytes():
     totals = journal.Totals(steps=10, up_bytes=800, down_bytes=200, up_skipped=2, down_skipped=5)
     assert totals.raw_bytes((1000,)) == (8000, 5000)
-    assert totals.ratio((1000, 0)) == 13.0
+    assert totals.ratio((1000,)) == 13.0
     # Of a second cut each message counts for itself.
     of_two = dataclasses.replace(totals, up_skipped=totals.up_skipped + 3, second_up_skipped=3)
     assert of_two.raw_bytes((1000, 100)) == (8000 + 100 * (totals.steps - 3), 5000 + 100 * totals.steps)
