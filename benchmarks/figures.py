@@ -119,7 +119,7 @@ def time_to_target(result: dict[str, Any]) -> Figure:
         points = [
             (min(found), y)
             for y, trace in enumerate(traces)
-            if (found := [seconds[trace] for seconds in own if seconds[trace] is not None])
+            if (found := [seconds[trace] for seconds in own if seconds.get(trace) is not None])
         ]
         if points:
             axes.plot(*zip(*points), **style[method] | {"linestyle": "none", "label": method})

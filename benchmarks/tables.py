@@ -128,15 +128,19 @@ def time_to_target(rows: dict[str, Any]) -> list[list[str]]:
     for method in dict.fromkeys(name.split()[0] for name in cells):
         own = {name: cell["seconds"] for name, cell in cells.items() if name.split()[0] == method and cell["steps"]}
         best = [
-            min(((seconds[trace], name) for name, seconds in own.items() if seconds[trace] is not None), default=None)
+            min(
+                ((seconds[trace], name) for name, seconds in own.items() if seconds.get(trace) is not None),
+                default=None,
+            )
             for trace in traces
         ]
-        table.append(
-            [
-                method,
-                *("never" if b is None else f"{b[0]:,.0f} s" + b[1][len(method) :].replace(" ", " @ ") for b in best),
-            ]
-        )
+        told = [
+            f"{b[0]:,.0f} s" + b[1][len(method) :].replace(" ", " @ ")
+            if b
+            else ("never" if not own or any(trace in seconds for seconds in own.values()) else "not run")
+            for b, trace in zip(best, traces)
+        ]
+        table.append([method, *told])
     return table
 
 

@@ -120,8 +120,9 @@ def main() -> None:
         rows["nsc_sl_adaptive"] = {
             "steps": statistics.mean(reached) if reached else None,
             "seconds": {
-                trace: None if None in seconds.get(trace, [None]) else statistics.mean(seconds[trace])
+                trace: None if None in seconds[trace] else statistics.mean(seconds[trace])
                 for trace in traces
+                if trace in seconds  # the runs are made trace by trace
             },
         }
     facts = {"config": options.config, "target": options.target, "step_s": options.step_s, "grid": digest(grid)}
