@@ -25,6 +25,7 @@ from rich.progress import track
 
 from nscjax import compress, measure, wire
 from nscjax.compress import entropy
+from nscjax.compress.nsc_rd import coder_parts
 
 BATCH = 16
 SEED = 0
@@ -61,7 +62,8 @@ def budgets(series: dict[str, np.ndarray], num_frames: int) -> dict[str, Any]:
             frame = wire.encode(jax.device_get(payload))
             over[way] += len(frame) > budget
             found[way]["used"].append(len(frame) / budget)
-            found[way]["slack"].append((int(payload.size) - len(entropy.encode(*parts(payload)))) / len(frame))
+            coded = entropy.encode(*coder_parts(np.asarray(payload.groups)))
+            found[way]["slack"].append((int(payload.size) - len(coded)) / len(frame))
             if way == "up":
                 _, receiver = receive(payload, receiver, side)
                 support = made.support(payload, receiver)
@@ -75,12 +77,6 @@ def budgets(series: dict[str, np.ndarray], num_frames: int) -> dict[str, Any]:
         }
         for way, seen in found.items()
     }
-
-
-def parts(payload: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns what of a payload is coded: classes, spreads, symbols."""
-    groups = np.asarray(payload.groups)
-    return groups[1:, :, 0].astype(np.uint8), groups[0, 0, 1:].astype(np.int8), groups[1:, :, 1:]
 
 
 def seconds_of(call: Callable[[], Any], rounds: int) -> float:
@@ -106,7 +102,7 @@ def coder(tensors: np.ndarray, ratio: int, rounds: int) -> dict[str, Any]:
     budget = measure.raw_bytes(spec.shape) // ratio
     for x in tensors:
         payload, state = send(x, state, compress.SideInfo(jax.random.key(SEED), np.int32(budget)))
-    classes, spreads, symbols = parts(payload)
+    classes, spreads, symbols = coder_parts(np.asarray(payload.groups))
     data = entropy.encode(classes, spreads, symbols)
     assert np.array_equal(entropy.decode(data, *symbols.shape)[2], symbols)
     coded = int(np.count_nonzero(classes)) * symbols.shape[2]

@@ -104,8 +104,9 @@ def main() -> None:
     """Measures every method and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--captures", default="cifar10_bench", help="name of a file in runs/captures/")
-    parser.add_argument("--methods", nargs="*", choices=SETTINGS, metavar="NAME", help="only these; by default all")
-    parser.add_argument("--search", action="store_true", help="distortion of every candidate setting")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--methods", nargs="*", choices=SETTINGS, metavar="NAME", help="only these; by default all")
+    what.add_argument("--search", action="store_true", help="distortion of every candidate setting")
     options = parser.parse_args()
     rows: dict[str, Any] = {}
     results = RESULTS / "peers.json"

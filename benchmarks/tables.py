@@ -122,26 +122,20 @@ def accuracy_vs_bytes(rows: dict[str, Any]) -> list[list[str]]:
 
 def time_to_target(rows: dict[str, Any]) -> list[list[str]]:
     """Returns a line a method: the seconds of its fastest cell on every trace."""
-    cells = rows["cells"]
-    traces = list(next(iter(cells.values()))["seconds"])
-    table = [["method", *traces]]
-    for method in dict.fromkeys(name.split()[0] for name in cells):
-        own = {name: cell["seconds"] for name, cell in cells.items() if name.split()[0] == method and cell["steps"]}
-        best = [
-            min(
-                ((seconds[trace], name) for name, seconds in own.items() if seconds.get(trace) is not None),
-                default=None,
-            )
-            for trace in traces
-        ]
-        told = [
-            f"{b[0]:,.0f} s" + b[1][len(method) :].replace(" ", " @ ")
-            if b
-            else ("never" if not own or any(trace in seconds for seconds in own.values()) else "not run")
-            for b, trace in zip(best, traces)
-        ]
-        table.append([method, *told])
-    return table
+    cells = {name: cell["seconds"] for name, cell in rows["cells"].items()}
+    traces = list(next(iter(cells.values())))
+
+    def text(method: str, trace: str) -> str:
+        run = {name: seconds[trace] for name, seconds in cells.items()
+               if name.split()[0] == method and trace in seconds}  # fmt: skip
+        reached = [(seconds, name) for name, seconds in run.items() if seconds is not None]
+        if not reached:
+            return "never" if run else "not run"
+        seconds, name = min(reached)
+        return f"{seconds:,.0f} s" + name[len(method) :].replace(" ", " @ ")
+
+    methods = dict.fromkeys(name.split()[0] for name in cells)
+    return [["method", *traces], *([method, *(text(method, trace) for trace in traces)] for method in methods)]
 
 
 def peers(rows: dict[str, Any]) -> list[list[str]]:

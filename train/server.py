@@ -273,8 +273,7 @@ class Server:
         down_mbps: float,
     ) -> dict[str, Any]:
         """Makes one step on a client's message."""
-        made = self._share
-        assert made is not None
+        made = self._made()
         self._require_at(step)
         started = time.monotonic()
         waited_s, self._waiting_s = self._waiting_s, 0.0
@@ -334,15 +333,13 @@ class Server:
         if self._calendar.is_log_due(self._totals.steps):
             self._metrics.write(line)
         assert self._terminal is not None
-        assert self._share is not None
-        self._terminal.step(line, self._totals.ratio(self._share.setup.raw_message_bytes))
+        self._terminal.step(line, self._totals.ratio(self._made().setup.raw_message_bytes))
 
     def _grade(
         self, *, step: int, batch: int, frame: bytes, smashed: bytes, labels: bytes, num_real: int
     ) -> dict[str, Any]:
         """Grades one batch of an evaluation."""
-        made = self._share
-        assert made is not None
+        made = self._made()
         self._require_at(step)
         size = made.setup.cuts[0].spec.shape[0]
         require_batch(batch, num_real, size)
@@ -410,8 +407,6 @@ class Server:
 
     def _goodbye(self, *, step: int, digest: str, summary: str) -> dict[str, Any]:
         """Writes the server's half and its summary: the client's, and what the server alone knows."""
-        made = self._share
-        assert made is not None
         self._require_at(step)
         if step != self._calendar.num_steps:
             raise remote.EnvelopeError(f"goodbye after step {step}; the run has {self._calendar.num_steps}")
@@ -439,6 +434,11 @@ class Server:
         self._timer = threading.Timer(seconds, self.is_done.set)
         self._timer.daemon = True
         self._timer.start()
+
+    def _made(self) -> party.Share:
+        """Returns what the server has of the run; `_serve` has seen to it that there is one."""
+        assert self._share is not None
+        return self._share
 
     def _require_at(self, step: int) -> None:
         if step != self._totals.steps:

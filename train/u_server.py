@@ -140,7 +140,3 @@ class UServer(Server):
         )
         alone = b"" if features is None else wire.encode(jax.device_get(Dense(values=features)))
         return {"frame": wire.encode(jax.device_get(onward)), "smashed": alone}
-
-    def _made(self) -> party.Share:
-        assert self._share is not None
-        return self._share

@@ -67,8 +67,13 @@ BASIS_MOST = 7
 """The largest code of a basis's entry, which has 4 bits."""
 
 
+def coder_parts(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns (classes, spreads, symbols) of a payload's groups, as `nscjax.compress.entropy.encode` takes them."""
+    return groups[1:, :, 0].astype(np.uint8), groups[0, 0, 1:].astype(np.int8), groups[1:, :, 1:]
+
+
 def _encode_groups(groups: np.ndarray) -> bytes:
-    return entropy.encode(groups[1:, :, 0].astype(np.uint8), groups[0, 0, 1:].astype(np.int8), groups[1:, :, 1:])
+    return entropy.encode(*coder_parts(groups))
 
 
 def _decode_groups(data: bytes, shape: Shape) -> np.ndarray:
