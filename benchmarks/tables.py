@@ -12,7 +12,7 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -254,13 +254,21 @@ def shape_of(name: str) -> Callable[[Any], list[list[str]]]:
     return next((make for beginning, make in SHAPES.items() if name.startswith(beginning)), accuracy)
 
 
-def render(name: str) -> str:
-    """Returns the Markdown of one results file: its table, the command, the machine and the date."""
+def render(name: str, chosen: Sequence[str] = ()) -> str:
+    """Returns the Markdown of one results file: its table, the command, the machine and the date.
+
+    Args:
+        name: of the results file.
+        chosen: the lines to show, by their first column; by default all. Columns that are empty there are left out.
+    """
     path = RESULTS / f"{name}.json"
     if not path.exists():
         return "Not measured yet.\n"
     result = json.loads(path.read_text())
     header, *lines = shape_of(name)(result["rows"])
+    if chosen:
+        lines = [line for line in lines if line[0] in chosen]
+        header, *lines = zip(*(column for column in zip(header, *lines) if any(column[1:])))
     table = [f"| {' | '.join(header)} |", "|" + "---|" * len(header), *(f"| {' | '.join(line)} |" for line in lines)]
     return "\n".join([*table, "", source(result), ""])
 
@@ -309,8 +317,8 @@ def main() -> int:
     for page in PAGES:
         text = page.read_text()
         filled = re.sub(
-            r"(<!-- table (\w+) -->\n).*?(<!-- end -->)",
-            lambda match: match[1] + "\n" + render(match[2]) + "\n" + match[3],
+            r"(<!-- table (\w+)(?: of ([\w ]+))? -->\n).*?(<!-- end -->)",
+            lambda match: match[1] + "\n" + render(match[2], (match[3] or "").split()) + "\n" + match[4],
             text,
             flags=re.DOTALL,
         )

@@ -5,9 +5,11 @@
 For cells of a fixed ratio no run is made: the steps that a cell needed for the target come from its evaluations (linear
 between them, mean over its seeds), its frames' bytes from its totals; both directions go over the same trace, from its
 beginning. Where the rank follows the link, the run was made on the trace (`adaptive.py`), and its own clock is read.
-`no_bytes` is no method: the steps of no compression, and messages that take the latency alone. Every step computes for
-as long, whatever the method: what compressing takes is not in it (`device_part.py` measures that). It writes
-`benchmarks/results/time_to_target_CONFIG.json`: seconds by cell and trace, null for a cell that never got there.
+`nsc_sl_hindsight` is no method but about the most that following the link can gain: in every step it has that ratio of
+the grid that gets on fastest, the link's future known. Nor is `no_bytes`: the steps of no compression, and messages
+that take the latency alone. Every step computes for as long, whatever the method: what compressing takes is not in it
+(`device_part.py` measures that). It writes `benchmarks/results/time_to_target_CONFIG.json`: seconds by cell and trace,
+null for a cell that never got there.
 """
 
 import argparse
@@ -62,6 +64,37 @@ def seconds_of(
     return jax.lax.scan(one, (links.init(link, estimator), jnp.float32(0)), length=num_steps)[1]
 
 
+@functools.partial(jax.jit, static_argnames="most_steps")
+def hindsight_seconds(
+    trace: links.Trace, sizes: tuple[jax.Array, ...], step_s: float, latency_s: float, most_steps: int
+) -> jax.Array:
+    """Returns the seconds to the target of one who knows the link: in every step the ratio that gets on fastest.
+
+    Args:
+        trace: of both directions.
+        sizes: bytes up and down of a message, and the steps to the target, of every ratio: [K] each.
+        step_s: that either party computes.
+        latency_s: of a message.
+        most_steps: as many as the slowest ratio needs.
+    """
+    link = links.Link(trace, trace, latency_s, latency_s, step_s, step_s)
+    estimator = links.ewma()
+    up_bytes, down_bytes, steps = sizes
+
+    def one(carry, _):
+        state, elapsed, progress = carry
+        states, up_s, down_s = jax.vmap(functools.partial(links.exchange, link, estimator, state))(up_bytes, down_bytes)
+        seconds = up_s + down_s + 2 * step_s
+        best = jnp.argmin(seconds * steps)  # of the whole way, had the step been all of it
+        # The last step counts by the part of it that was needed.
+        share = jnp.clip((1 - progress) * steps[best], 0, 1)
+        state = jax.tree.map(lambda leaf: leaf[best], states)
+        return (state, elapsed + share * seconds[best], progress + 1 / steps[best]), None
+
+    first = links.init(link, estimator), jnp.float32(0), jnp.float32(0)
+    return jax.lax.scan(one, first, length=most_steps)[0][1]
+
+
 def adaptive_seconds(run: dict[str, Any], target: float, chance: float, step_s: float) -> float | None:
     """Returns the time to the target of a run that was made on a trace."""
     step = steps_to(target, run["evals"], chance)
@@ -85,6 +118,7 @@ def main() -> None:
     found = json.loads(grid.read_text())["rows"]["cells"]
     traces = {path.stem: links.read_trace(path) for path in sorted(options.traces.glob("*.csv"))}
     rows: dict[str, dict[str, Any]] = {}
+    sizes: dict[str, list[tuple[float, float, float]]] = {}
     for name, cell in found.items():
         runs = cell.get("runs", [])  # none where the method was refused
         if not runs:
@@ -99,6 +133,7 @@ def main() -> None:
             for way in ("up", "down")
         )
         mean_steps = statistics.mean(step for step in steps if step is not None)
+        sizes.setdefault(name.split()[0], []).append((float(up), float(down), mean_steps))
         seconds = {
             trace: float(
                 seconds_of(link, up, down, options.step_s, options.latency_ms / 1000, total)[int(mean_steps) - 1]
@@ -110,6 +145,11 @@ def main() -> None:
     if "none" in rows and rows["none"]["steps"]:
         least = rows["none"]["steps"] * 2 * (options.step_s + options.latency_ms / 1000)
         rows["no_bytes"] = {"steps": rows["none"]["steps"], "seconds": dict.fromkeys(traces, least)}
+    if ours := sizes.get("nsc_sl"):
+        arrays, most_steps = tuple(map(jnp.float32, zip(*ours))), int(max(steps for *_, steps in ours)) + 1
+        limits = options.step_s, options.latency_ms / 1000, most_steps
+        seconds = {trace: float(hindsight_seconds(link, arrays, *limits)) for trace, link in traces.items()}
+        rows["nsc_sl_hindsight"] = {"steps": None, "seconds": seconds}
     path = RESULTS / f"adaptive_{options.config}.json"
     if path.exists():
         cells = json.loads(path.read_text())["rows"]["cells"]

@@ -68,7 +68,8 @@ def decode(frame: bytes, like: PyTree = None, max_bytes: int = MAX_BYTES) -> PyT
         max_bytes: the largest frame, padded array and decompressed tensor allowed, in bytes.
 
     Raises:
-        WireError: the frame is truncated, damaged, of another kind or version, too large, or holds non-finite numbers.
+        WireError: the frame is no bytes, truncated, damaged, of another kind or version, too large, or holds non-finite
+            numbers.
     """
     cls, head, body = _open(frame, max_bytes)
     if like is not None:
@@ -98,6 +99,8 @@ def _decoded(coder: layout.Coder, name: str, data: bytes, num_bytes: int, spec: 
 
 def _open(frame: bytes, max_bytes: int) -> tuple[type, bytes, bytes]:
     """Returns the payload class, the header and the body of a frame whose prefix and checksum are right."""
+    if not isinstance(frame, bytes | bytearray | memoryview):
+        raise WireError(f"frame is of type {type(frame).__name__}; expected bytes")
     least = layout.PREFIX_BYTES + layout.CHECKSUM_BYTES
     if not least <= len(frame) <= max_bytes:
         raise WireError(f"frame has {len(frame)} bytes; allowed: {least} to {max_bytes}")

@@ -28,6 +28,7 @@ from train.config import Config
 from train.data import Dataset
 from train.data.batches import num_eval_steps
 from train.setup import architecture_of, initial_mbps, inputs_of
+from train.signals import Signals
 from train.terminal import Terminal
 
 MOST_RESTARTS = 1000
@@ -54,7 +55,7 @@ def run(config: Config, kind: type["Client"] | None = None) -> int:
         return 0
     calendar = loop.calendar_of(config, dataset)
     share = party.share(config, dataset, "client", calendar.num_steps)
-    signals = loop.Signals()
+    signals = Signals()
     with conversation(config, share) as way, signals:
         try:
             for _ in range(MOST_RESTARTS):
@@ -92,7 +93,8 @@ def conversation(config: Config, share: party.Share, remedy: str = RESUME) -> It
         yield way
     except (remote.UnreachableError, remote.RefusedError) as problem:
         raise check.InputError(
-            f"remote.address: {problem}. Start the server, or look at its address and certificates; {remedy}."
+            f"remote.address: {problem}. Start the server, or look at its address and certificates, and that "
+            f"remote.plain_text is the same at both; {remedy}."
         ) from None
     except AnswerError as problem:
         raise check.InputError(f"the server refused: {problem}") from None
@@ -109,7 +111,7 @@ def is_shaped(config: Config) -> bool:
 
 def _attempt(
     kind: type["Client"], config: Config, dataset: Dataset, calendar: journal.Calendar, share: party.Share,
-    way: remote.Transport, signals: loop.Signals,
+    way: remote.Transport, signals: Signals,
 ) -> int:  # fmt: skip
     """Makes the run, or goes on with it, until it ends or the server strays."""
     saved = Path(config.run_dir) / "checkpoints"

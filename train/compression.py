@@ -3,6 +3,7 @@
 import functools
 import inspect
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -55,6 +56,11 @@ def cap_bytes(config: DirectionConfig, spec: jax.ShapeDtypeStruct) -> int:
     return min(math.floor(measure.raw_bytes(spec.shape) / config.ratio), MAX_BYTES)
 
 
+def require_view(name: str, config: DirectionConfig, known: Iterable[str] = views.KNOWN) -> None:
+    """Raises an `InputError` unless the view of the direction `name` is one of `known`, or found by a rule."""
+    check.one_of(f"compress.{name}.view", config.view, (*known, "auto", "calibrate"))
+
+
 def choose_view(name: str, config: DirectionConfig, example: Any, budget_bytes: int) -> str:
     """Returns the view to use in the direction `name`: the config's, or the one with the least distortion on `example`.
 
@@ -65,7 +71,7 @@ def choose_view(name: str, config: DirectionConfig, example: Any, budget_bytes: 
     """
     if "view" not in parameters(name, config):
         return config.view
-    check.one_of(f"compress.{name}.view", config.view, (*views.names(example.shape), "auto", "calibrate"))
+    require_view(name, config, views.names(example.shape))
     if config.view != "calibrate":
         return views.resolve(config.view, example.shape)
 

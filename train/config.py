@@ -76,8 +76,8 @@ class DirectionConfig:
     """How one direction of a cut is compressed: `up` and `second_down` activations, the others their gradients.
 
     Attributes:
-        method: the compressor, `nsc_sl`, `identity` or a peer's (`nscjax/compress/baselines`); a key that it does not
-            use is ignored and named in the log.
+        method: the compressor, `nsc_sl`, `nsc_rd`, `identity` or a peer's (`nscjax/compress/baselines`); a key that it
+            does not use is ignored and named in the log.
         max_rank: most components that one message of low rank carries, at least 1.
         energy: share of the squared norm that the components sent must hold, in (0, 1].
         factor_bits: most bits of one entry of a factor.
@@ -306,6 +306,9 @@ class Config:
             for allowed, holds, names in _RANGES:
                 if value is not None and key.rpartition(".")[2] in names and not holds(value):
                     raise check.error(key, value, allowed)
+        if self.data.name == "digits" and self.data.dir is not None:
+            remedy = "They come with scikit-learn; data of your own have another data.name, such as npz."
+            raise check.error("data.dir", self.data.dir, "nothing with data.name 'digits'", remedy)
         for name, rival in _RIVALS:
             value = getattr(self.link, name)
             if value is not None and getattr(self.link, rival) is not None:
@@ -316,6 +319,9 @@ class Config:
 
     def _require_remote(self) -> None:
         """Raises an `InputError` for what two parties cannot do."""
+        host, _, port = self.remote.address.rpartition(":")
+        if not (host and port.isascii() and port.isdigit() and int(port[:6]) < 1 << 16):
+            raise check.error("remote.address", self.remote.address, "host:port, as in gpu.example.org:50551")
         if self.predict and self.role == "server":
             remedy = "The client has the inputs; the server serves with --remote.serve predictions."
             raise check.error("predict", self.predict, "nothing with role 'server'", remedy)

@@ -22,7 +22,8 @@ from train import config as configs
 from train.config import Config
 from train.data import Dataset, stream
 from train.data.batches import num_eval_steps
-from train.loop import Signals, calendar_of
+from train.loop import calendar_of
+from train.signals import Signals
 from train.terminal import Terminal
 from train.text import byte_size
 

@@ -7,11 +7,8 @@ before the next one is under way: it reads the metrics of step n after it has se
 import dataclasses
 import functools
 import json
-import signal
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 import jax
@@ -31,8 +28,10 @@ from train.config import Config
 from train.data import Dataset, load
 from train.data.batches import epoch_key, epoch_order, take_batch
 from train.data.checks import check_split
-from train.setup import architecture_of, initial_mbps, inputs_of, network, set_up
+from train.setup import architecture_of, initial_mbps, inputs_of, network, require_known, set_up
+from train.signals import Signals
 from train.terminal import Terminal, waiting
+from train.text import byte_size
 
 Advance = Callable[[states.TrainState, int], tuple[states.TrainState, states.Metrics]]
 """(state, step counted from 0) -> (state, metrics)."""
@@ -77,6 +76,7 @@ def data_to_train_on(config: Config) -> Dataset | None:
         InputError: the run folder holds another run, or the data cannot be used.
     """
     run_folder.require_free(config)
+    require_known(config)
     if config.train.resume and run_folder.is_finished(config):
         print(f"{config.run_dir} holds the finished run: nothing to do.")
         return None
@@ -118,7 +118,8 @@ def fit(
     calendar = calendar_of(config, dataset)
     about: dict[str, Any] = {}
     if model is None:
-        model, client, server = network(config, dataset)
+        with waiting("making the network"):
+            model, client, server = network(config, dataset)
         about = {"architecture": architecture_of(config, dataset)}
     client, server = _half("client", client), _half("server", server)
     saved = Path(config.run_dir) / "checkpoints"
@@ -145,7 +146,8 @@ def fit(
     ):
         network_name = f"{config.model.name} cut after {config.model.cut}" if about else "a model of your own, cut"
         terminal.say(f"{config.run_dir}: {dataset.name}, {network_name} {setup.cuts[0].spec.shape}")
-        _announce(terminal, config, settings, explicit, done)
+        caps = [cap for cut in setup.cuts for cap in cut.caps]
+        _announce(terminal, config, settings, caps, explicit, done)
         views = {way: settings[way].get("view", "") for way in settings}
         score = _scorer(setup, config, dataset, terminal)
 
@@ -214,7 +216,7 @@ def train(
     save: Callable[[Any], None],
     calendar: journal.Calendar,
     log: journal.Journal,
-    signals: "Signals",
+    signals: Signals,
     is_save_asked: Callable[[], bool] = lambda: False,
 ) -> Any:
     """Returns the state after the last step, or after the one at which a signal came.
@@ -349,13 +351,20 @@ def _advance_streamed(
 
 
 def _announce(
-    terminal: Terminal, config: Config, settings: dict[str, dict[str, Any]], explicit: frozenset[str], done: int
+    terminal: Terminal,
+    config: Config,
+    settings: dict[str, dict[str, Any]],
+    caps: Sequence[int],
+    explicit: frozenset[str],
+    done: int,
 ) -> None:
     """Says how the cut is compressed and where the run goes on."""
     width = max(map(len, settings))
-    for way, own in settings.items():
+    for (way, own), cap in zip(settings.items(), caps, strict=True):
         direction, used = getattr(config.compress, way), ", ".join(f"{key} {value}" for key, value in own.items())
-        terminal.say(f"{way:>{width}}: {direction.method}" + (f" ({used})" if used else ""))
+        size = "no ratio given" if direction.ratio is None else f"at most {byte_size(cap)} a message"
+        told = f"{direction.method} ({used}), {size}" if used else direction.method
+        terminal.say(f"{way:>{width}}: {told}")
         unused = configs.unused_keys(explicit, way, compression.used_keys(way, direction))
         if unused:
             terminal.say(f"      ignored, for {direction.method} does not use them: {', '.join(unused)}")
@@ -365,25 +374,3 @@ def _announce(
             terminal.say(f"      ignored, for there is no model.second_cut: {', '.join(idle)}")
     if done:
         terminal.say(f"resumed after step {done}")
-
-
-class Signals:
-    """SIGINT and SIGTERM as a value that the loop looks at; a second one is not held back."""
-
-    def __init__(self) -> None:
-        self.received = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "Signals":
-        if threading.current_thread() is threading.main_thread():  # no other one may ask for signals
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *problem: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, _frame: FrameType | None) -> None:
-        self.received = number
-        signal.signal(number, self._before[number])

@@ -12,9 +12,11 @@ if not __package__:  # run as a script, with train/ on the path where the projec
     _here = Path(__file__).resolve().parent
     sys.path[:] = [str(_here.parent), *(path for path in sys.path if Path(path).resolve() != _here)]
 
+from rich.console import Console
+
 from nscjax import check
 from nscjax.check import InputError
-from train import config
+from train import config, signals
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from train import predict
 
             return predict.main([loaded.config.run_dir, loaded.config.predict])
-        from train import loop
+        with Console(stderr=True).status("loading JAX"):
+            from train import loop
 
         return loop.run(loaded.config, loaded.explicit)
     except OSError as error:
@@ -92,6 +95,6 @@ def _refuse(message: str) -> int:
 
 
 if __name__ == "__main__":
-    # Until the first step there is nothing to save: the signal ends the program at once.
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    # Until the first step there is nothing to save.
+    signals.end_at_once()
     sys.exit(main())

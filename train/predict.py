@@ -2,8 +2,8 @@
 
     python -m train.predict RUN_DIR IMAGES.npy
 
-prints one class number a line for uint8 images [N, H, W, C]. In Python, `client` and `server` give each half, and
-`tail` the client's last layers of a U-shaped network.
+prints one class number a line for uint8 images [N, H, W, C], 0 to 255. In Python, `client` and `server` give each half,
+and `tail` the client's last layers of a U-shaped network.
 """
 
 import sys
@@ -22,6 +22,9 @@ from train.data import stream
 from train.data.batches import normalise
 
 BATCH_SIZE = 256
+
+DARK = 32
+"""Images with nothing brighter were hardly scaled to 0..255."""
 
 
 def client(
@@ -110,6 +113,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         images = stream.memory_map(words[1])
         if images.ndim != 4 or images.dtype != np.uint8:
             raise check.error(words[1], f"{images.dtype} {images.shape}", "uint8 [N, H, W, C]")
+        if len(images) and images.dtype == np.uint8 and (largest := images[:BATCH_SIZE].max()) < DARK:
+            told = f"warning: the largest value of the first images is {largest}; 255 is full brightness in training"
+            print(told, file=sys.stderr)
         layers = [client(words[0]), server(words[0])]
         _, about = _load(words[0], "client", None)
         if about.get("architecture", {}).get("second_cut"):

@@ -25,8 +25,9 @@ from train import config as configs
 from train import state as states
 from train.config import Config
 from train.data import Dataset, load_labels
-from train.loop import Signals, calendar_of
-from train.setup import architecture_of
+from train.loop import calendar_of
+from train.setup import architecture_of, require_known
+from train.signals import Signals
 from train.terminal import Terminal
 from train.text import byte_size
 
@@ -65,6 +66,7 @@ def run(config: Config, kind: Callable[[Config], "Server"] | None = None) -> int
     """
     config = dataclasses.replace(config, link=configs.LinkConfig())  # the client's affair
     run_folder.require_free(config)
+    require_known(config)
     is_finished = config.train.resume and (Path(config.run_dir) / "summary.json").exists()
     if is_finished and (Path(config.run_dir) / CLOSED).exists():
         print(f"{config.run_dir} holds the finished run: nothing to do.")
@@ -166,6 +168,10 @@ class Server:
             self._waiting_s += time.monotonic() - self._answered_at
             try:
                 return self._serve(client, run, kind, fields)
+            except remote.EnvelopeError as problem:
+                if kind == "hello":
+                    self.say(f"client {client} is refused: {problem}")
+                raise
             finally:
                 self._answered_at = time.monotonic()
 
@@ -362,7 +368,7 @@ class Server:
         """Raises an `EnvelopeError` unless one party has the labels, and those that belong to the client's data."""
         own = self._config.remote.labels
         if party != own:
-            raise remote.EnvelopeError(f"remote.labels is {party!r} at the client, {own!r} here")
+            raise remote.EnvelopeError(f"remote.labels is {party!r} at the client, {own!r} at the server")
         if self._labels is None:
             return
         train, test = self._labels
@@ -485,8 +491,9 @@ def agreed(own: Config, protocol: int, text: str) -> Config:
     other = configs.from_toml(text)
     differing = [key for key in configs.differing_keys(own, other) if not key.startswith(LOCAL_KEYS)]
     if differing:
-        told = ", ".join(f"{key} ({configs.value(other, key)!r} at the client, {configs.value(own, key)!r} here)"
-                         for key in differing)  # fmt: skip
+        values = {key: (configs.value(other, key), configs.value(own, key)) for key in differing}
+        told = ", ".join(f"{key} ({there!r} at the client, {here!r} at the server)"
+                         for key, (there, here) in values.items())  # fmt: skip
         raise remote.EnvelopeError(f"the parties' configs differ: {told}")
     return other
 

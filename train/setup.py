@@ -15,9 +15,28 @@ from nscjax.split import Half
 from nscjax.types import Array
 from train import compression, optimise
 from train import state as states
-from train.config import Config
+from train.config import Config, ModelConfig
 from train.data import Dataset, can_flip
 from train.data.batches import epoch_key, epoch_order
+
+
+def require_known(config: Config) -> None:
+    """Raises an `InputError` for a name that nothing has, or a trace that cannot be read, before data are read."""
+    try:
+        models.build(**dataclasses.asdict(config.model), num_classes=2)
+    except check.InputError as error:
+        raise _of_model(error) from None
+    for name, direction in config.compress.ways(config.model.second_cut is not None).items():
+        if "view" in compression.parameters(name, direction):
+            compression.require_view(name, direction)
+    _link(config)
+    _estimator(config)
+
+
+def _of_model(error: check.InputError) -> check.InputError:
+    """Returns the error of a network, its arguments called by their config keys."""
+    is_key = str(error).split()[0] in {field.name for field in dataclasses.fields(ModelConfig)}
+    return check.InputError(f"model.{error}") if is_key else error
 
 
 def network(config: Config, dataset: Dataset, own: str | None = None) -> tuple[split.SplitModel, Half, Half]:
@@ -47,8 +66,7 @@ def network(config: Config, dataset: Dataset, own: str | None = None) -> tuple[s
                        compiler_options=quick)(key)  # fmt: skip
         client, server = (halves | made)["client"], (halves | made)["server"]
     except check.InputError as error:
-        is_key = str(error).split()[0] in architecture
-        raise check.InputError(f"model.{error}" if is_key else str(error)) from None
+        raise _of_model(error) from None
     return models.build(**architecture), client, server
 
 

@@ -19,7 +19,8 @@ class SideInfo(NamedTuple):
 
     Attributes:
         key: PRNG key of this step and direction, from (seed, step), never from state.
-        budget_bytes: int32, the largest frame allowed, header included.
+        budget_bytes: int32, the largest frame allowed, header included. Below the method's `min_bytes`, and below 0,
+            the message is skipped: its frame is a header alone, which may be longer than such a budget.
         sample_ids: int32 [B], which training samples the batch holds; needed by per-sample feedback alone.
         support: what the other direction's payload fixed (for example a top-k mask), or None.
     """

@@ -6,6 +6,7 @@ is faster does not cross. How much a low-rank factorisation loses depends on the
 equal bytes.
 """
 
+import itertools
 import math
 
 import jax
@@ -22,6 +23,9 @@ WHOLE, SLOW = "BC,HW", "BC,hw"
 
 VIEWS = {2: ("B,D",), 3: ("BT,D", "B,TD"), 4: ("BHW,C", "B,HWC", "BC,HW", "BH,WC", SLOW)}
 """Views by number of dimensions."""
+
+KNOWN = tuple(itertools.chain.from_iterable(VIEWS.values()))
+"""The views that some cut tensor has."""
 
 
 def slow_sizes(axes: Shape) -> Shape:

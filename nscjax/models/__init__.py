@@ -176,9 +176,10 @@ def _parts(
     stages = _make_stages(name, width, num_classes, norm, dtype)
     names = [stage_name for stage_name, _ in stages[:-1]]
     start = 0 if cut is None else names.index(one_of("cut", cut, names)) + 1
-    end = len(stages) if second_cut is None else names.index(one_of("second_cut", second_cut, names)) + 1
-    if end <= start:
-        raise error("second_cut", second_cut, f"a stage after the cut, {cut!r}, with at least one for the server")
+    later = names[start:]  # at least one stage is the server's
+    if second_cut is not None and not later:
+        raise error("second_cut", second_cut, f"none where the cut, {cut!r}, leaves the server one stage alone")
+    end = len(stages) if second_cut is None else start + later.index(one_of("second_cut", second_cut, later)) + 1
     client, server, tail = stages[:start], stages[start:end], stages[end:]
     if bottleneck is None:
         return client, server, tail

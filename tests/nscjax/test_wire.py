@@ -113,6 +113,12 @@ def test_decode_takes_any_kind_of_bytes(kind):
     assert_same(wire.decode(kind(wire.encode(low_rank()))), low_rank())
 
 
+@pytest.mark.parametrize("frame", [None, "NS", 7, [78, 83], np.zeros(64, np.uint8)])
+def test_what_is_no_bytes_is_told(frame):
+    with pytest.raises(wire.WireError, match=f"frame is of type {type(frame).__name__}; expected bytes"):
+        wire.decode(frame)
+
+
 # Round trips
 
 

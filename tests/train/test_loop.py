@@ -1,4 +1,3 @@
-import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
@@ -296,11 +295,21 @@ def test_input_that_cannot_be_used_costs_no_earlier_run(unbroken, folder, capfd,
     assert snapshot(unbroken[0]) == before
 
 
+@pytest.mark.parametrize(("words", "message"), BAD[:7], ids=[" ".join(words) for words, _ in BAD[:7]])
+def test_names_are_looked_at_before_data(folder, monkeypatch, capfd, words, message):
+    monkeypatch.setattr(loop, "load", lambda _: pytest.fail("data were read"))
+    view = ("--compress.down.view", "C,C")
+    words, message = (view, "compress.down.view is 'C,C'; allowed: ") if "view" in words[0] else (words, message)
+    assert run(folder, "never", *words) == 2
+    assert message in capfd.readouterr().err
+
+
 def test_a_run_folder_that_cannot_be_made_is_one_line(folder, capfd):
     (folder / "file").write_text("mine")
     assert run(folder, "file/run") == 2
     printed = capfd.readouterr()
-    assert printed.err.startswith(f"error: {folder / 'file'}")
+    assert printed.err.startswith("error: run_dir is ")
+    assert f"{folder / 'file'} is a file." in printed.err
     assert printed.err.count("\n") == 1
     assert (folder / "file").read_text() == "mine"
 
@@ -590,40 +599,6 @@ def test_a_checkpoint_counts_the_steps_of_its_state_whenever_the_signal_comes(af
     events, saved = events_of(calendar, Signals(after))
     assert all(state == steps for state, steps in saved)
     assert events[-1] == "save"
-
-
-@pytest.fixture
-def interruptible():
-    """Python as started in the foreground: in the background it ignores SIGINT."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
-def test_a_second_signal_is_not_held_back():
-    with loop.Signals() as signals:
-        signal.raise_signal(signal.SIGINT)
-        assert signals.received == signal.SIGINT
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-
-
-def test_a_thread_may_train_too():
-    # Python delivers signals to the main thread alone, and lets no other one ask for them.
-    def enter():
-        with loop.Signals() as signals:
-            return signals.received
-
-    with concurrent.futures.ThreadPoolExecutor() as threads:
-        assert threads.submit(enter).result() == 0
-
-
-def test_handlers_are_put_back():
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with loop.Signals():
-        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] != before
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 @pytest.mark.parametrize("method", ["top_k", "splitfc", "fedlite", "aq_sgd"])

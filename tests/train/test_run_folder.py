@@ -228,7 +228,7 @@ def test_a_config_that_cannot_be_written_costs_no_earlier_run(config):
     folder = run_folder.claim(config)
     fill(folder)
     before = snapshot(folder)
-    broken = dataclasses.replace(config, overwrite=True, data=DataConfig(dir="dat\udce4"))
+    broken = dataclasses.replace(config, overwrite=True, data=DataConfig(name="npz", dir="dat\udce4"))
     with pytest.raises(UnicodeEncodeError):
         run_folder.claim(broken)
     assert snapshot(folder) == before

@@ -169,7 +169,7 @@ def test_the_requests_of_another_kind_of_network_are_refused(folder):
         desk.serve("client", "run", "step", {})
 
 
-def test_what_differs_between_the_configs_is_named(folder):
+def test_what_differs_between_the_configs_is_named(folder, capfd):
     address = free_address()
     own = config_of(folder, "differs-server", address, "--role", "server")
     door = server.open_door(own, server.remote.Desk(server.Server(own).serve))
@@ -177,9 +177,9 @@ def test_what_differs_between_the_configs_is_named(folder):
     with pytest.raises(check.InputError) as caught:
         client.run(config_of(folder, "differs-client", address, *other))
     door.close()
-    told = str(caught.value)
-    assert "compress.up.max_rank (3 at the client, 6 here)" in told
-    assert "train.learning_rate (0.5 at the client, 0.05 here)" in told
+    for told in (str(caught.value), capfd.readouterr().err):
+        assert "compress.up.max_rank (3 at the client, 6 at the server)" in told
+        assert "train.learning_rate (0.5 at the client, 0.05 at the server)" in told
     assert not (folder / "differs-client").exists()
 
 
@@ -395,7 +395,7 @@ def test_parties_that_disagree_on_the_labels_are_told(folder):
         target=server.run, args=(config_of(folder, "told-server", address, "--role", "server"),), daemon=True
     )
     waiting.start()
-    with pytest.raises(check.InputError, match=r"remote.labels is 'server' at the client, 'client' here"):
+    with pytest.raises(check.InputError, match=r"remote.labels is 'server' at the client, 'client' at the server"):
         client.run(config_of(folder, "told-client", address, "--role", "client", "--remote.labels", "server"))
 
 

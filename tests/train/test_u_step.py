@@ -142,8 +142,9 @@ def test_a_learning_rate_that_explodes_ends_a_run_after_a_checkpoint(folder, cap
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--model.second_cut", "hidden1"), "model.second_cut is 'hidden1'; allowed: a stage after the cut"),
-        (("--model.second_cut", "head"), "model.second_cut is 'head'; allowed: 'hidden1', 'hidden2', 'hidden3'"),
+        (("--model.second_cut", "hidden1"), "model.second_cut is 'hidden1'; allowed: 'hidden2', 'hidden3'"),
+        (("--model.second_cut", "head"), "model.second_cut is 'head'; allowed: 'hidden2', 'hidden3'"),
+        (("--model.cut", "hidden3", "--model.second_cut", "hidden3"), "none where the cut, 'hidden3', leaves"),
         (("--model.second_cut", "hidden2", "--compress.second_up.ratio", "500"), "compress.second_up: budget"),
     ],
 )
