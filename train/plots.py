@@ -1,5 +1,6 @@
-"""The plots of a report. Each is first described (`Plot`, `Panel`, `Series`), then drawn once a colour scheme."""
+"""The plots of a report. Each is first described (`Plot`, `Panel`, `Series`), then drawn, in two colour schemes."""
 
+import io
 import math
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -228,13 +229,16 @@ def _without_gaps(plot: Plot) -> Plot:
 
 def save(plot: Plot, folder: Path) -> None:
     """Writes NAME-light.svg and NAME-dark.svg; equal plots give equal files."""
+    drawn, light = io.StringIO(), THEMES["light"]
+    with _style(light):
+        _draw(plot, light).savefig(drawn, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    # Measured in the font that matplotlib brings along, shown in the reader's own, which is narrower.
+    text = drawn.getvalue().replace("'DejaVu Sans'", "system-ui, Helvetica, Arial, 'DejaVu Sans'")
     for name, theme in THEMES.items():
-        path = folder / f"{plot.name}-{name}.svg"
-        with _style(theme):
-            _draw(plot, theme).savefig(path, transparent=True, metadata={"Date": None, "Creator": None})
-        text = path.read_text(encoding="utf-8")
-        # Measured in the font that matplotlib brings along, shown in the reader's own, which is narrower.
-        path.write_text(text.replace("'DejaVu Sans'", "system-ui, Helvetica, Arial, 'DejaVu Sans'"), "utf-8")
+        recoloured = text
+        for tone, colour in light.items():
+            recoloured = recoloured.replace(colour, theme[tone])
+        (folder / f"{plot.name}-{name}.svg").write_text(recoloured, "utf-8")
 
 
 def _style(theme: dict[str, str]) -> Any:
