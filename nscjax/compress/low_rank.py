@@ -36,6 +36,11 @@ MEAN_BITS = 4
 of a message, and yet training ends lower: a network learns to do without what never crosses, and has no defence against
 rounding noise (`docs/results.md`, table of settings)."""
 
+LEAST_BITS = 2
+"""Bits of an entry of the longer row below which a component alone is no message. With one bit a unit has the same
+magnitude in every sample: batch normalisation behind the cut divides by a spread of next to nothing, the client's
+gradient is tens of times too long, and one such message in an outage ruins a run (`docs/results.md`)."""
+
 OVERSAMPLE = 4
 """Columns of the warm basis beyond `max_rank`: they let the last sent components converge (see
 `benchmarks/factorise.py`)."""
@@ -233,7 +238,7 @@ def factorised(
         affordable = _affordable(template, _bytes_of_one(template, MEAN_BITS), side.budget_bytes)
         energies = _worth_sending(energies[:top], rank_rule, linalg.energy(matrix), affordable)
         counts_of = functools.partial(_counts, template)
-        bits, counts = _spend(template, energies, counts_of, _bytes_of_one(template, 1), side.budget_bytes)
+        bits, counts = _spend(template, energies, counts_of, _bytes_of_one(template, LEAST_BITS), side.budget_bytes)
         factors, images = _quantised_factors(matrix, rows, bits, template, compensates)
         payload = dataclasses.replace(template, **counts, **factors | {"scale": peak * factors["scale"]})
         # A message that is not finite must not spoil the state for all that follow.
@@ -241,7 +246,7 @@ def factorised(
         return payload, jax.tree.map(lambda new, old: jnp.where(jnp.isfinite(peak), new, old), new_state, enc_state)
 
     def min_bytes(spec):
-        return _bytes_of_one(empty(spec, view, factor_bits, max_rank), 1)
+        return _bytes_of_one(empty(spec, view, factor_bits, max_rank), LEAST_BITS)
 
     return Compressor(init, compress, decompress, layout.num_bytes, min_bytes, support=subspace if shares else None)
 
@@ -451,7 +456,7 @@ def _spend(
         template: the payload's layout.
         energies: float32 [k].
         counts_of: from such bits to what the payload then counts.
-        least_bytes: the least frame.
+        least_bytes: the least frame that carries anything.
         budget_bytes: the largest allowed.
     """
     budget_bytes = layout.within_int32(budget_bytes)
@@ -459,8 +464,10 @@ def _spend(
     def fits(bits):
         return layout.num_bytes(dataclasses.replace(template, **counts_of(bits))) <= budget_bytes
 
+    is_message = budget_bytes >= least_bytes
     bits = water_filling.most_that_fit(water_filling.by_energy(energies, template.most_bits), fits)
-    counts, is_message = counts_of(bits), budget_bytes >= least_bytes
+    bits = jnp.where(is_message, bits, 0)
+    counts = counts_of(bits)
     return bits, counts | {"rank": jnp.maximum(counts["rank"], is_message.astype(jnp.int32))}
 
 
