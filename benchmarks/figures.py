@@ -112,7 +112,7 @@ def time_to_target(result: dict[str, Any]) -> Figure:
     no_bytes = cells.get("no_bytes", {"seconds": {}})["seconds"]
     traces = sorted(next(iter(cells.values()))["seconds"], key=lambda trace: cells["none"]["seconds"][trace] or 0)
     figure, axes = _empty("", f"{rows['config']}: time until {rows['target']:.0%} test accuracy on recorded links")
-    methods = dict.fromkeys(name.split()[0] for name in cells if name != "no_bytes")
+    methods = dict.fromkeys(name.split()[0] for name in cells if name not in ("no_bytes", "nsc_sl_hindsight"))
     style = styles() | {"none": {"color": NONE, "marker": "x"}}
     for method in methods:
         own = [cell["seconds"] for name, cell in cells.items() if name.split()[0] == method]

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from nscjax.remote import certs as certificates
 ROOT = Path(__file__).resolve().parent.parent
 ROLES = ("server", "client")
 LEFT_S = 600
-"""Seconds that the run may take after the last kill."""
+"""Seconds that the run may take to its first step, and after the last kill."""
 
 
 def command(folder: Path, role: str, address: str, steps: int) -> list[str]:
@@ -104,8 +105,7 @@ def broken_run(folder: Path, kills: int, every: tuple[float, float], steps: int,
     certificates.make(folder / "certs")
     parties = {role: Party(command(folder, role, address, steps), folder / f"{role}.txt") for role in ROLES}
     counts = dict.fromkeys((*ROLES, "both"), 0)
-    while not last_step(folder / "client") and all(party.is_running() for party in parties.values()):
-        time.sleep(0.5)
+    _wait(lambda: last_step(folder / "client") or not all(party.is_running() for party in parties.values()), folder)
     for i in range(kills):
         time.sleep(chance.uniform(*every))
         chosen = chance.choice(list(counts))
@@ -119,12 +119,17 @@ def broken_run(folder: Path, kills: int, every: tuple[float, float], steps: int,
         for role in chance.sample(doomed, len(doomed)):
             parties[role].start()
         print(f"kill {i + 1}: {chosen} by {number}, after step {last_step(folder / 'client')}", flush=True)
-    ends = time.monotonic() + LEFT_S
-    while any(party.is_running() for party in parties.values()):
-        if time.monotonic() > ends:
-            raise RuntimeError(f"no end {LEFT_S} s after the last kill: see {folder}")
-        time.sleep(0.5)
+    _wait(lambda: not any(party.is_running() for party in parties.values()), folder)
     return counts
+
+
+def _wait(is_over: Callable[[], Any], folder: Path) -> None:
+    """Waits for the first step, or the end; not for ever."""
+    ends = time.monotonic() + LEFT_S
+    while not is_over():
+        if time.monotonic() > ends:
+            raise RuntimeError(f"nothing in {LEFT_S} s: see {folder}")
+        time.sleep(0.5)
 
 
 def main() -> int:
@@ -149,7 +154,7 @@ def main() -> int:
         "every_step_once": all(is_whole.values()), "seconds": time.monotonic() - started,
     }  # fmt: skip
     print(rows)
-    if options.kills >= parser.get_default("kills"):  # a short try is no result
+    if rows["kills"] >= parser.get_default("kills"):  # a short try is no result
         write("kills", rows, seeds=[options.seed])
     return 0 if rows["same_parameters"] and rows["every_step_once"] else 1
 

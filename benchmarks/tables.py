@@ -233,6 +233,15 @@ def coding(rows: dict[str, Any]) -> list[list[str]]:
     return table
 
 
+def kills(rows: dict[str, Any]) -> list[list[str]]:
+    """Returns how the run fared in which parties were killed."""
+    told = {"same_parameters": "the parameters of an unbroken run", "every_step_once": "every step made once"}
+    table = [["what", "number"]]
+    table += [[f"kills {name}", str(rows[name])] for name in ("of server", "of client", "of both")]
+    table.append(["steps", f"{rows['steps']:,}"])
+    return table + [[text, "yes" if rows[name] else "no"] for name, text in told.items()]
+
+
 SHAPES: dict[str, Callable[[Any], list[list[str]]]] = {
     "step": step,
     "factorise": factorise,
@@ -246,6 +255,7 @@ SHAPES: dict[str, Callable[[Any], list[list[str]]]] = {
     "deadlines": deadlines,
     "namespaces": namespaces,
     "fuzz": fuzz,
+    "kills": kills,
 }
 
 
@@ -267,6 +277,8 @@ def render(name: str, chosen: Sequence[str] = ()) -> str:
     result = json.loads(path.read_text())
     header, *lines = shape_of(name)(result["rows"])
     if chosen:
+        if unknown := set(chosen) - {line[0] for line in lines}:
+            raise SystemExit(f"table {name}: no line {', '.join(sorted(unknown))}")
         lines = [line for line in lines if line[0] in chosen]
         header, *lines = zip(*(column for column in zip(header, *lines) if any(column[1:])))
     table = [f"| {' | '.join(header)} |", "|" + "---|" * len(header), *(f"| {' | '.join(line)} |" for line in lines)]

@@ -5,11 +5,11 @@
 For cells of a fixed ratio no run is made: the steps that a cell needed for the target come from its evaluations (linear
 between them, mean over its seeds), its frames' bytes from its totals; both directions go over the same trace, from its
 beginning. Where the rank follows the link, the run was made on the trace (`adaptive.py`), and its own clock is read.
-`nsc_sl_hindsight` is no method but about the most that following the link can gain: in every step it has that ratio of
-the grid that gets on fastest, the link's future known. Nor is `no_bytes`: the steps of no compression, and messages
-that take the latency alone. Every step computes for as long, whatever the method: what compressing takes is not in it
-(`device_part.py` measures that). It writes `benchmarks/results/time_to_target_CONFIG.json`: seconds by cell and trace,
-null for a cell that never got there.
+`nsc_sl_hindsight` is no method but what following the link can gain: in every step it has that ratio of the grid that
+gets on fastest, the link's next seconds known, or one ratio throughout where that is faster. Nor is `no_bytes`: the
+steps of no compression, and messages that take the latency alone. Every step computes for as long, whatever the method:
+what compressing takes is not in it (`device_part.py` measures that). It writes
+`benchmarks/results/time_to_target_CONFIG.json`: seconds by cell and trace, null for a cell that never got there.
 """
 
 import argparse
@@ -68,7 +68,9 @@ def seconds_of(
 def hindsight_seconds(
     trace: links.Trace, sizes: tuple[jax.Array, ...], step_s: float, latency_s: float, most_steps: int
 ) -> jax.Array:
-    """Returns the seconds to the target of one who knows the link: in every step the ratio that gets on fastest.
+    """Returns the seconds to the target of one who knows how long messages will take: the ratio that gets on fastest.
+
+    Step by step, greedily; a step at a ratio is one of the steps that the ratio needs.
 
     Args:
         trace: of both directions.
@@ -118,7 +120,7 @@ def main() -> None:
     found = json.loads(grid.read_text())["rows"]["cells"]
     traces = {path.stem: links.read_trace(path) for path in sorted(options.traces.glob("*.csv"))}
     rows: dict[str, dict[str, Any]] = {}
-    sizes: dict[str, list[tuple[float, float, float]]] = {}
+    ours: list[tuple[float, float, float]] = []  # bytes up and down, steps of `nsc_sl`'s ratios
     for name, cell in found.items():
         runs = cell.get("runs", [])  # none where the method was refused
         if not runs:
@@ -133,11 +135,11 @@ def main() -> None:
             for way in ("up", "down")
         )
         mean_steps = statistics.mean(step for step in steps if step is not None)
-        sizes.setdefault(name.split()[0], []).append((float(up), float(down), mean_steps))
+        if name.split()[0] == "nsc_sl":
+            ours.append((float(up), float(down), mean_steps))
+        limits = options.step_s, options.latency_ms / 1000, total
         seconds = {
-            trace: float(
-                seconds_of(link, up, down, options.step_s, options.latency_ms / 1000, total)[int(mean_steps) - 1]
-            )
+            trace: float(np.interp(mean_steps, np.arange(total + 1), [0, *seconds_of(link, up, down, *limits)]))
             for trace, link in traces.items()
         }
         rows[name] = {"steps": mean_steps, "seconds": seconds}
@@ -145,10 +147,14 @@ def main() -> None:
     if "none" in rows and rows["none"]["steps"]:
         least = rows["none"]["steps"] * 2 * (options.step_s + options.latency_ms / 1000)
         rows["no_bytes"] = {"steps": rows["none"]["steps"], "seconds": dict.fromkeys(traces, least)}
-    if ours := sizes.get("nsc_sl"):
+    if ours:
         arrays, most_steps = tuple(map(jnp.float32, zip(*ours))), int(max(steps for *_, steps in ours)) + 1
         limits = options.step_s, options.latency_ms / 1000, most_steps
-        seconds = {trace: float(hindsight_seconds(link, arrays, *limits)) for trace, link in traces.items()}
+        fixed = [row["seconds"] for name, row in rows.items() if name.split()[0] == "nsc_sl" and row["steps"]]
+        seconds = {
+            trace: min(float(hindsight_seconds(link, arrays, *limits)), *(cell[trace] for cell in fixed))
+            for trace, link in traces.items()
+        }
         rows["nsc_sl_hindsight"] = {"steps": None, "seconds": seconds}
     path = RESULTS / f"adaptive_{options.config}.json"
     if path.exists():

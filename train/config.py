@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -306,9 +307,6 @@ class Config:
             for allowed, holds, names in _RANGES:
                 if value is not None and key.rpartition(".")[2] in names and not holds(value):
                     raise check.error(key, value, allowed)
-        if self.data.name == "digits" and self.data.dir is not None:
-            remedy = "They come with scikit-learn; data of your own have another data.name, such as npz."
-            raise check.error("data.dir", self.data.dir, "nothing with data.name 'digits'", remedy)
         for name, rival in _RIVALS:
             value = getattr(self.link, name)
             if value is not None and getattr(self.link, rival) is not None:
@@ -319,8 +317,8 @@ class Config:
 
     def _require_remote(self) -> None:
         """Raises an `InputError` for what two parties cannot do."""
-        host, _, port = self.remote.address.rpartition(":")
-        if not (host and port.isascii() and port.isdigit() and int(port[:6]) < 1 << 16):
+        found = _ADDRESS.fullmatch(self.remote.address)
+        if not found or int(found[1]) >= 1 << 16:
             raise check.error("remote.address", self.remote.address, "host:port, as in gpu.example.org:50551")
         if self.predict and self.role == "server":
             remedy = "The client has the inputs; the server serves with --remote.serve predictions."
@@ -340,6 +338,9 @@ class Config:
             remedy = "Of a U-shaped network the client computes the loss: leave model.second_cut or remote.labels out."
             raise check.error("remote.labels", "server", "'client' with model.second_cut", remedy)
 
+
+_ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):([0-9]{1,5})")
+"""A name, an IPv4 address, or an IPv6 one in brackets; a port."""
 
 LINK_RATES = ("up_mbps", "down_mbps", "trace", "up_trace", "down_trace")
 """Keys of `LinkConfig` that say how fast the link is."""

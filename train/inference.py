@@ -124,7 +124,7 @@ def serve(config: Config) -> int:
         InputError: run folder, address or certificates cannot be used.
     """
     terminal = Terminal(1, 0)
-    desk = remote.Desk(Predictor(config, terminal).serve, config.remote.max_clients)
+    desk = remote.Desk(Predictor(config, terminal).serve, config.remote.max_clients, on_refused=terminal.say)
     with Signals() as signals:
         door = server.open_door(config, desk)
         try:

@@ -76,10 +76,10 @@ def data_to_train_on(config: Config) -> Dataset | None:
         InputError: the run folder holds another run, or the data cannot be used.
     """
     run_folder.require_free(config)
-    require_known(config)
     if config.train.resume and run_folder.is_finished(config):
         print(f"{config.run_dir} holds the finished run: nothing to do.")
         return None
+    require_known(config)
     with waiting(f"reading {config.data.name}"):
         return load(config.data)
 
@@ -362,9 +362,9 @@ def _announce(
     width = max(map(len, settings))
     for (way, own), cap in zip(settings.items(), caps, strict=True):
         direction, used = getattr(config.compress, way), ", ".join(f"{key} {value}" for key, value in own.items())
-        size = "no ratio given" if direction.ratio is None else f"at most {byte_size(cap)} a message"
-        told = f"{direction.method} ({used}), {size}" if used else direction.method
-        terminal.say(f"{way:>{width}}: {told}")
+        most = "no ratio given" if direction.ratio is None else f"at most {byte_size(cap)} a message"
+        told = [direction.method + (f" ({used})" if used else ""), most]
+        terminal.say(f"{way:>{width}}: {', '.join(told[:1] if direction.method == 'identity' else told)}")
         unused = configs.unused_keys(explicit, way, compression.used_keys(way, direction))
         if unused:
             terminal.say(f"      ignored, for {direction.method} does not use them: {', '.join(unused)}")

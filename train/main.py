@@ -3,6 +3,7 @@
 Whatever comes from outside and cannot be used ends in one line on stderr and exit code 2.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -56,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _party(chosen: config.Config) -> int:
     """Runs one of two parties."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is said once, by our own errors
     try:
         if chosen.predict or (chosen.role == "server" and chosen.remote.serve == "predictions"):
             from train import inference

@@ -23,9 +23,6 @@ from train.data.batches import normalise
 
 BATCH_SIZE = 256
 
-DARK = 32
-"""Images with nothing brighter were hardly scaled to 0..255."""
-
 
 def client(
     run_dir: str | Path, model: split.SplitModel | None = None, like: split.Half | None = None
@@ -101,6 +98,15 @@ def _build(about: dict[str, Any]) -> split.SplitModel:
     return models.build(**about["architecture"])
 
 
+def _warn_of_dark(images: np.ndarray, mean: list[float] | None) -> None:
+    """Says so where nothing in the images is as bright as the mean in training: they were hardly scaled as those."""
+    if mean is not None and images.size and images.max() < 255 * min(mean):
+        told = (
+            f"the largest value of the first images is {images.max()}, the mean in training was {255 * min(mean):.0f}"
+        )
+        print(f"warning: {told}: are they scaled alike?", file=sys.stderr)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints a class number for every image; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -113,18 +119,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         images = stream.memory_map(words[1])
         if images.ndim != 4 or images.dtype != np.uint8:
             raise check.error(words[1], f"{images.dtype} {images.shape}", "uint8 [N, H, W, C]")
-        if len(images) and images.dtype == np.uint8 and (largest := images[:BATCH_SIZE].max()) < DARK:
-            told = f"warning: the largest value of the first images is {largest}; 255 is full brightness in training"
-            print(told, file=sys.stderr)
         layers = [client(words[0]), server(words[0])]
         _, about = _load(words[0], "client", None)
+        _warn_of_dark(images[:BATCH_SIZE], about["mean"])
         if about.get("architecture", {}).get("second_cut"):
             layers.append(tail(words[0]))
         for start in range(0, len(images), BATCH_SIZE):
             passed = jnp.asarray(images[start : start + BATCH_SIZE])
             for apply in layers:
                 passed = apply(passed)
-            print("\n".join(str(label) for label in np.argmax(passed, axis=-1)))
+            print("\n".join(str(label) for label in np.argmax(passed, axis=-1)), flush=True)
     except BrokenPipeError:  # whoever reads has enough
         sys.stdout = None
     except (check.InputError, OSError) as problem:

@@ -31,7 +31,7 @@ def require_free(config: Config) -> None:
     if not config.run_dir or "\0" in config.run_dir:
         raise check.error("run_dir", config.run_dir, "the path of a folder")
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+    if not nearest.is_dir() or (nearest != folder and not os.access(nearest, os.W_OK | os.X_OK)):
         why = f"{nearest} {'may not be written in' if nearest.is_dir() else 'is a file'}."
         raise check.error("run_dir", config.run_dir, "a folder, or a path where one can be made", why)
     found = [name for name in OWN_NAMES if (folder / name).exists()]

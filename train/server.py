@@ -66,13 +66,13 @@ def run(config: Config, kind: Callable[[Config], "Server"] | None = None) -> int
     """
     config = dataclasses.replace(config, link=configs.LinkConfig())  # the client's affair
     run_folder.require_free(config)
-    require_known(config)
     is_finished = config.train.resume and (Path(config.run_dir) / "summary.json").exists()
     if is_finished and (Path(config.run_dir) / CLOSED).exists():
         print(f"{config.run_dir} holds the finished run: nothing to do.")
         return 0
+    require_known(config)
     server = (kind or Server)(config)
-    desk = remote.Desk(server.serve, on_fault=server.fail)
+    desk = remote.Desk(server.serve, on_fault=server.fail, on_refused=server.say)
     with Signals() as signals:
         door = open_door(config, desk)
         try:
@@ -168,10 +168,6 @@ class Server:
             self._waiting_s += time.monotonic() - self._answered_at
             try:
                 return self._serve(client, run, kind, fields)
-            except remote.EnvelopeError as problem:
-                if kind == "hello":
-                    self.say(f"client {client} is refused: {problem}")
-                raise
             finally:
                 self._answered_at = time.monotonic()
 

@@ -22,6 +22,9 @@ from train.data.batches import epoch_key, epoch_order
 
 def require_known(config: Config) -> None:
     """Raises an `InputError` for a name that nothing has, or a trace that cannot be read, before data are read."""
+    if config.data.name == "digits" and config.data.dir is not None:
+        remedy = "They come with scikit-learn: leave it out (--data.dir null), or name other data (--data.name npz)."
+        raise check.error("data.dir", config.data.dir, "nothing with data.name 'digits'", remedy)
     try:
         models.build(**dataclasses.asdict(config.model), num_classes=2)
     except check.InputError as error:

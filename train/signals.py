@@ -16,9 +16,12 @@ class Signals:
     def __init__(self) -> None:
         self.received = 0
         self._before: dict[int, Any] = {}
+        self._watched = -1
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():  # no other one may ask for signals
+            # Whoever watches would see the handler that `_receive` has put back, and take the first for a second one.
+            self._watched = signal.set_wakeup_fd(-1)
             for number in STOPPING:
                 self._before[number] = signal.signal(number, self._receive)
         return self
@@ -26,6 +29,8 @@ class Signals:
     def __exit__(self, *problem: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._watched >= 0:
+            signal.set_wakeup_fd(self._watched, warn_on_full_buffer=False)
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         self.received = number

@@ -12,14 +12,11 @@ import concurrent.futures
 import datetime as dt
 import ipaddress
 import math
-import os
 import ssl
 import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
-
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is said once, by the errors below
 
 import grpc
 from cryptography import x509

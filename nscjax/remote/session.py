@@ -160,6 +160,7 @@ class Desk:
         serve: Callable[[str, str, str, dict[str, Any]], Mapping[str, Any]],
         max_clients: int = 1,
         on_fault: Callable[[Exception], Any] = lambda _: None,
+        on_refused: Callable[[str], Any] = lambda _: None,
     ) -> None:
         """Makes the desk.
 
@@ -167,8 +168,10 @@ class Desk:
             serve: `(client, run, kind, fields) -> answer`; an `EnvelopeError` or `ValueError` refuses the request.
             max_clients: how many clients may be in session.
             on_fault: told of what is the server's own affair: no room on its disk, in its memory, on its device.
+            on_refused: told which client was refused a session, and why.
         """
-        self._serve, self._max_clients, self._on_fault = serve, max_clients, on_fault
+        self._serve, self._max_clients = serve, max_clients
+        self._on_fault, self._on_refused = on_fault, on_refused
         self._last: dict[str, tuple[tuple[str, str], int, bytes]] = {}
         self._retired: collections.deque[tuple[str, str]] = collections.deque(maxlen=RETIRED)
         self._lock = threading.Lock()
@@ -202,6 +205,8 @@ class Desk:
         except StrayedError as problem:
             return _reply(sequence, "strayed", str(problem).encode())
         except ValueError as problem:  # wire errors and input errors are such
+            if sequence == 0:
+                self._on_refused(f"client {client} is refused: {problem}")
             return _reply(sequence, "refused", str(problem).encode())
         except Exception as problem:
             if isinstance(problem, OSError | MemoryError | RuntimeError) and not isinstance(problem, RecursionError):

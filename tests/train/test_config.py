@@ -477,15 +477,18 @@ def test_two_parties_cannot_calibrate(file, way):
     assert message.startswith(f"command line: compress.{way}.view is 'calibrate'; allowed: 'auto' or a view's name")
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "host:", ":50551", "host:port", "host:65536", "host:-1", "host:9٣"])
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1", "host:", ":50551", "host:port", "host:65536", "host:-1", "host:9٣", "::1", "dns:///host:1"]
+)
 def test_an_address_has_a_host_and_a_port(file, address):
     message = refusal("--config", file(), "--role", "client", "--remote.address", address)
     assert message.startswith(f"command line: remote.address is {address!r}; allowed: host:port")
 
 
-def test_digits_have_no_folder(file):
-    message = refusal("--config", file(), "--data.dir", "mine")
-    assert message.startswith("command line: data.dir is 'mine'; allowed: nothing with data.name 'digits'.")
+@pytest.mark.parametrize("address", ["[::1]:50551", "gpu-1.example.org:1", "localhost:0"])
+def test_forms_of_an_address(file, address):
+    words = "--role", "client", "--remote.address", address
+    assert config.load(["--config", file(), *words]).config.remote.address == address
 
 
 def test_roles_are_known_by_name(file):

@@ -167,7 +167,8 @@ def test_each_function_is_compiled_once_whatever_the_budget(unbroken):
 
 CHILD = """
 import os, signal, sys
-from train import journal, main
+from train import journal, main, signals
+signals.end_at_once()  # as the program does
 take_in = journal.Journal.step
 def step_and_signal(self, metrics):
     take_in(self, metrics)
@@ -295,13 +296,22 @@ def test_input_that_cannot_be_used_costs_no_earlier_run(unbroken, folder, capfd,
     assert snapshot(unbroken[0]) == before
 
 
-@pytest.mark.parametrize(("words", "message"), BAD[:7], ids=[" ".join(words) for words, _ in BAD[:7]])
-def test_names_are_looked_at_before_data(folder, monkeypatch, capfd, words, message):
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model.name", "mlq"), ("model.cut", "hidden9"), ("compress.up.method", "nsc_ls"),
+        ("compress.down.view", "C,C"), ("link.estimator", "oracle"), ("link.trace", "absent.csv"),
+    ],
+)  # fmt: skip
+def test_names_are_looked_at_before_data(folder, monkeypatch, capfd, key, value):
     monkeypatch.setattr(loop, "load", lambda _: pytest.fail("data were read"))
-    view = ("--compress.down.view", "C,C")
-    words, message = (view, "compress.down.view is 'C,C'; allowed: ") if "view" in words[0] else (words, message)
-    assert run(folder, "never", *words) == 2
-    assert message in capfd.readouterr().err
+    assert run(folder, "never", f"--{key}", value) == 2
+    assert f"{key.removeprefix('link.') if value == 'absent.csv' else key} is {value!r}" in capfd.readouterr().err
+
+
+def test_digits_have_no_folder(folder, capfd):
+    assert run(folder, "never", "--data.name", "digits") == 2
+    assert "allowed: nothing with data.name 'digits'." in capfd.readouterr().err
 
 
 def test_a_run_folder_that_cannot_be_made_is_one_line(folder, capfd):

@@ -17,32 +17,49 @@ from train.signals import Signals, end_at_once
 end_at_once()
 {then}
 print("ready", flush=True)
-hashlib.pbkdf2_hmac("sha256", b"", b"", {rounds})  # the interpreter does not come to a handler in here
-{last}
+{busy}
 """
+COMPILES = 'hashlib.pbkdf2_hmac("sha256", b"", b"", {rounds})'
+"""The interpreter does not come to a handler in here."""
 
 
-def ended(number, then="", rounds=2**31 - 1, last=""):
-    """Returns how a process ended that got a signal in the middle of one long instruction, and what it said."""
-    code = BUSY.format(then=then, rounds=rounds, last=last)
+def ended(number, busy, then=""):
+    """Returns how a process ended that got a signal while it was busy, and what it said."""
+    code = BUSY.format(then=then, busy=busy)
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
     )  # fmt: skip
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(number)
-    said, errors = process.communicate(timeout=120)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        said, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
     return process.returncode, said + errors
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_before_there_is_anything_to_save_ends_the_program_at_once(number):
-    assert ended(number) == (128 + number, "")
+    assert ended(number, COMPILES.format(rounds=2**31 - 1)) == (128 + number, "")
 
 
-def test_a_signal_that_is_received_does_not():
-    then = "signals = Signals().__enter__()"
-    code, said = ended(signal.SIGINT, then=then, rounds=10**6, last="print(int(signals.received))")
-    assert (code, said) == (0, "2\n")
+@pytest.mark.parametrize(
+    "busy",
+    [
+        COMPILES.format(rounds=10**6),
+        "while not signals.received: pass",
+        "import threading\nwhile not signals.received: threading.Event().wait(0.2)",
+    ],
+)
+def test_a_signal_that_is_received_does_not(busy):
+    busy += "\nimport time; time.sleep(0.2); print(int(signals.received))"
+    assert ended(signal.SIGINT, busy, then="signals = Signals().__enter__()") == (0, "2\n")
+
+
+def test_a_second_one_does_and_so_does_one_after():
+    then = "signals = Signals().__enter__(); import os; os.kill(os.getpid(), 2)"
+    assert ended(signal.SIGINT, "while True: pass", then) == (130, "")
+    assert ended(signal.SIGINT, COMPILES.format(rounds=2**31 - 1), "with Signals(): pass") == (130, "")
 
 
 @pytest.fixture

@@ -169,15 +169,17 @@ def test_the_requests_of_another_kind_of_network_are_refused(folder):
         desk.serve("client", "run", "step", {})
 
 
-def test_what_differs_between_the_configs_is_named(folder, capfd):
+def test_what_differs_between_the_configs_is_named(folder):
     address = free_address()
     own = config_of(folder, "differs-server", address, "--role", "server")
-    door = server.open_door(own, server.remote.Desk(server.Server(own).serve))
+    refused = []
+    door = server.open_door(own, remote.Desk(server.Server(own).serve, on_refused=refused.append))
     other = ("--role", "client", "--train.learning_rate", "0.5", "--compress.up.max_rank", "3")
     with pytest.raises(check.InputError) as caught:
         client.run(config_of(folder, "differs-client", address, *other))
     door.close()
-    for told in (str(caught.value), capfd.readouterr().err):
+    (at_server,) = refused
+    for told in (str(caught.value), at_server):
         assert "compress.up.max_rank (3 at the client, 6 at the server)" in told
         assert "train.learning_rate (0.5 at the client, 0.05 at the server)" in told
     assert not (folder / "differs-client").exists()
