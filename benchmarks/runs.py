@@ -83,7 +83,7 @@ def run(
         values |= {"data.dir": data_dir} if data_dir else {}
         values |= {key: traces / f"{value}.csv" for key, value in overrides.items() if traces and key == "link.trace"}
         command = [sys.executable, "train/main.py", "--config", f"configs/{config}.toml"]
-        command += [word for key, value in values.items() for word in (f"--{key}", _text(value))]
+        command += words_of(values)
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         if cores:
             os.sched_setaffinity(process.pid, cores)
@@ -113,9 +113,13 @@ def made_by() -> dict[str, Any]:
     }
 
 
-def _text(value: Any) -> str:
-    """Returns a value as the command line takes it."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def words_of(values: dict[str, Any]) -> list[str]:
+    """Returns overrides as the command line takes them."""
+
+    def text(value: Any) -> str:
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
+    return [word for key, value in values.items() for word in (f"--{key}", text(value))]
 
 
 def shares(jobs: int) -> "queue.Queue[frozenset[int]]":

@@ -233,6 +233,18 @@ def coding(rows: dict[str, Any]) -> list[list[str]]:
     return table
 
 
+def outage(rows: dict[str, Any]) -> list[list[str]]:
+    """Returns a line a method: what one message of so many bytes does to the client and to the loss after it."""
+    methods = rows["methods"]
+    budgets = list(next(iter(methods.values())))
+
+    def text(row: dict[str, float]) -> str:
+        return f"{row['client_moved']:.1f}x, {row['loss_after']:+.2f} ({row['bytes']} B)"
+
+    lines = [[name, *(text(row[budget]) for budget in budgets)] for name, row in methods.items()]
+    return [["method", *(f"{int(budget):,} B" for budget in budgets)], *lines]
+
+
 def kills(rows: dict[str, Any]) -> list[list[str]]:
     """Returns how the run fared in which parties were killed."""
     told = {"same_parameters": "the parameters of an unbroken run", "every_step_once": "every step made once"}
@@ -256,6 +268,7 @@ SHAPES: dict[str, Callable[[Any], list[list[str]]]] = {
     "namespaces": namespaces,
     "fuzz": fuzz,
     "kills": kills,
+    "outage": outage,
 }
 
 
