@@ -73,13 +73,15 @@ def data_to_train_on(config: Config) -> Dataset | None:
     """Returns the config's data, read once the run folder is known to be free; None where it holds the finished run.
 
     Raises:
-        InputError: the run folder holds another run, or the data cannot be used.
+        InputError: a name is nobody's, the run folder holds another run, or the data cannot be used.
     """
+    is_finished = config.train.resume and run_folder.is_finished(config)
+    if not is_finished:  # or its trace may be gone
+        require_known(config)
     run_folder.require_free(config)
-    if config.train.resume and run_folder.is_finished(config):
+    if is_finished:
         print(f"{config.run_dir} holds the finished run: nothing to do.")
         return None
-    require_known(config)
     with waiting(f"reading {config.data.name}"):
         return load(config.data)
 

@@ -13,11 +13,16 @@ if not __package__:  # run as a script, with train/ on the path where the projec
     _here = Path(__file__).resolve().parent
     sys.path[:] = [str(_here.parent), *(path for path in sys.path if Path(path).resolve() != _here)]
 
+from train import signals
+
+if __name__ == "__main__":
+    signals.end_at_once()  # before anything is loaded: until the first step there is nothing to save
+
 from rich.console import Console
 
 from nscjax import check
 from nscjax.check import InputError
-from train import config, signals
+from train import config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,6 +102,4 @@ def _refuse(message: str) -> int:
 
 
 if __name__ == "__main__":
-    # Until the first step there is nothing to save.
-    signals.end_at_once()
     sys.exit(main())
