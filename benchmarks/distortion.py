@@ -11,9 +11,10 @@ mean over the warm messages (all but the first two). Times are medians of each r
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -61,19 +62,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 COLD_MESSAGES = 2
 
 
-@contextmanager
-def replaced(name: str) -> Iterator[None]:
+def replaced(name: str) -> AbstractContextManager[Any]:
     """Lets what is traced inside use the variant's constant."""
-    if name not in CONSTANTS:
-        yield
-        return
-    module, constant, value = CONSTANTS[name]
-    before = getattr(module, constant)
-    setattr(module, constant, value)
-    try:
-        yield
-    finally:
-        setattr(module, constant, before)
+    return mock.patch.object(*CONSTANTS[name]) if name in CONSTANTS else nullcontext()
 
 
 def sender(spec: jax.ShapeDtypeStruct, budget: int, name: str) -> tuple[Callable, Any]:

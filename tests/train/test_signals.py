@@ -28,7 +28,7 @@ def ended(number, busy, then=""):
     code = BUSY.format(then=then, busy=busy)
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
-    )  # fmt: skip
+    )
     try:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
