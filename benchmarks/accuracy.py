@@ -66,6 +66,15 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
             for name, settings in FEEDBACK.items()
         },
     ),
+    "feedback_nsc_rd": (
+        "cifar10_bench",
+        {
+            f"{way} {name}": both(method="nsc_rd", ratio=1024, max_rank=16, places="slow")
+            | {f"compress.{way}.{key}": value for key, value in FEEDBACK[name].items()}
+            for way in ("up", "down")
+            for name in ("across_steps_0.9", "per_sample")
+        },
+    ),
     "settings": (
         "cifar10_bench",
         {

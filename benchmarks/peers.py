@@ -1,22 +1,23 @@
 """Every method on captured cut tensors: distortion at equal bytes.
 
     python benchmarks/capture.py --data_dir DIR
-    python benchmarks/peers.py [--captures cifar10_bench] [--methods NAME ...]
+    python benchmarks/peers.py [--captures cifar10_bench] [--methods NAME ...] [--ratios R ...]
     python benchmarks/peers.py --search
 
 The captured tensors of each point in training are sent one after the other at every ratio; what counts is the mean over
 the warm messages. Every direction is alone, at the ratio that is said: what an uplink fixes for the gradient in
 training (a mask, a subspace) is not in it, and every message holds other samples, so that AQ-SGD never meets one again.
 Methods have all the components that earn a bit: for the least distortion, and not, as in the grid, for accuracy. It
-writes `benchmarks/results/peers.json`, and keeps what that file says of other methods, each of the commit that measured
-it. With `--search` it measures the distortion of every candidate setting instead, into `peers_search.json`: from these
-the grid's settings were chosen. What methods take of a step's time is told by `device_part.py`.
+writes `benchmarks/results/peers_CAPTURES.json`, and keeps what that file says of other methods, each of the commit that
+measured it. With `--search` it measures the distortion of every candidate setting instead, into
+`peers_CAPTURES_search.json`: from these the grid's settings were chosen. What methods take of a step's time is told by
+`device_part.py`.
 """
 
 import argparse
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -77,13 +78,17 @@ def sender(made: compression.Direction, spec: jax.ShapeDtypeStruct) -> tuple[Cal
 
 
 def distortions(
-    method: str, series: dict[str, np.ndarray], spec: jax.ShapeDtypeStruct, changes: dict[str, Any]
+    method: str,
+    series: dict[str, np.ndarray],
+    spec: jax.ShapeDtypeStruct,
+    changes: dict[str, Any],
+    ratios: Sequence[int] = RATIOS,
 ) -> dict[str, Any]:
     """Returns direction -> ratio -> mean distortion over its series, null where the method has no such frame."""
     found: dict[str, Any] = {}
     for way, name in enumerate(("up", "down")):
         found[name] = {}
-        for ratio in RATIOS:
+        for ratio in ratios:
             try:
                 messages = max(len(tensors) for tensors in series.values())
                 send, first = sender(direction(method, way, ratio, spec, changes, messages), spec)
@@ -104,16 +109,16 @@ def main() -> None:
     """Measures every method and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--captures", default="cifar10_bench", help="name of a file in runs/captures/")
+    parser.add_argument("--ratios", nargs="*", type=int, choices=RATIOS, default=RATIOS, help="only these")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--methods", nargs="*", choices=SETTINGS, metavar="NAME", help="only these; by default all")
     what.add_argument("--search", action="store_true", help="distortion of every candidate setting")
     options = parser.parse_args()
     rows: dict[str, Any] = {}
-    results = RESULTS / "peers.json"
+    table = f"peers_{options.captures}"
+    results = RESULTS / f"{table}.json"
     if options.methods and results.exists():
         before = json.loads(results.read_text())
-        if before["rows"]["captures"] != options.captures:
-            parser.error(f"{results.name} is of {before['rows']['captures']}: without --methods it is made anew")
         rows = {method: {"commit": before["commit"]} | row for method, row in before["rows"]["methods"].items()}
     with np.load(FOLDER / f"{options.captures}.npz") as file, threadpool_limits(limits=1, user_api="blas"):
         series = {name: file[name] for name in file.files}
@@ -125,13 +130,13 @@ def main() -> None:
                     name = " ".join([method, *(f"{key}={value}" for key, value in changes.items())])
                     rows[name] = distortions(method, series, spec, changes)
                     print(name, rows[name], flush=True)
-            write("peers_search", {"captures": options.captures, "methods": rows}, seeds=[0])
+            write(f"{table}_search", {"captures": options.captures, "methods": rows}, seeds=[0])
             return
         for method in options.methods or SETTINGS:
-            rows[method] = distortions(method, series, spec, {}) | {"commit": commit()}
+            rows[method] = distortions(method, series, spec, {}, options.ratios) | {"commit": commit()}
             print(method, rows[method], flush=True)
     rows = {method: rows[method] for method in SETTINGS if method in rows}
-    write("peers", {"captures": options.captures, "methods": rows}, seeds=[0])
+    write(table, {"captures": options.captures, "methods": rows}, seeds=[0])
 
 
 if __name__ == "__main__":

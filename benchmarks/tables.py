@@ -141,9 +141,11 @@ def time_to_target(rows: dict[str, Any]) -> list[list[str]]:
 def peers(rows: dict[str, Any]) -> list[list[str]]:
     """Returns the table of the peers' benchmark: a line a method, up / down distortion by ratio."""
     methods = rows["methods"]
-    ratios = list(next(iter(methods.values()))["up"])
+    ratios = sorted({ratio for row in methods.values() for ratio in row["up"]}, key=int)
 
     def text(row: dict[str, Any], ratio: str) -> str:
+        if ratio not in row["up"]:
+            return ""
         found = [row[way][ratio] for way in ("up", "down")]
         return "no such frame" if None in found else " / ".join(f"{value:.3f}" for value in found)
 
