@@ -6,12 +6,12 @@ The cut tensor is seen as [B, S, C]: samples, places (pixels or tokens; 1 for ve
 
 with orthonormal rows in P [K, S] and Q [J, C]: what the paper's adaptive subspace is, along two axes. They come from
 orthogonal iterations with a warm start, and cross when they have moved, as many rows as the budget affords; until the
-first time, P is a cosine transform and Q the identity. Places may be the slowest quarter of the cosines along every
-axis instead of pixels: of images S is a sixteenth then, and a row of P hardly costs a byte. All coefficients are
-rounded with one step, which is reverse water-filling: groups of coefficients that lie below it vanish, and that is the
-adaptive rank. A group is a pair (k, j) of the whole batch; its class, its deviation in steps, and the spread of the
-sample pick the table of the entropy coder (`nscjax.compress.entropy`). The step is the finest whose frame fits the
-budget, by a search over the very costs that the coder will have.
+first time, P is a cosine transform and Q the identity, which every receiver knows. Places may be the slowest quarter of
+the cosines along every axis instead of pixels: of images S is a sixteenth then, and a row of P hardly costs a byte. All
+coefficients are rounded with one step, which is reverse water-filling: groups of coefficients that lie below it vanish,
+and that is the adaptive rank. A group is a pair (k, j) of the whole batch; its class, its deviation in steps, and the
+spread of the sample pick the table of the entropy coder (`nscjax.compress.entropy`). The step is the finest whose frame
+fits the budget, by a search over the very costs that the coder will have.
 
 The gradient crosses in the subspace of its uplink, in the groups that the uplink sent: what is outside has no effect on
 the loss, for the server never saw it. No basis crosses a second time.
@@ -89,9 +89,9 @@ class Coded:
 
     Attributes:
         rank: int32 scalar, how many groups are sent.
-        version: float32 scalar, a whole number: which basis they belong to. (States travel as cotangents: floats.)
-        moved: int32 scalar, the bytes of `basis` that cross: none, or all of that along features and some rows of that
-            along places.
+        version: float32 scalar, a whole number: which basis they belong to, see `Basis`.
+        moved: int32 scalar, the bytes of `basis` that cross: none, or some rows of that along features, or all of them
+            and some rows of that along places.
         step: int32 scalar, which step: the largest coefficient over 2**(step / STEPS_AN_OCTAVE).
         size: int32 scalar, bytes of the coded groups.
         peak: float32 scalar, the largest coefficient.
@@ -156,8 +156,9 @@ class Basis(NamedTuple):
 
     Attributes:
         places: float32 [K, S], orthonormal rows, zeros where none has crossed.
-        features: float32 [J, C], orthonormal rows.
-        version: float32 scalar, a whole number: how often it has been sent.
+        features: float32 [J, C], the same.
+        version: float32 scalar, a whole number below 2**24: 0 of the first one, which every receiver knows, else a
+            checksum of the codes that have crossed. (States travel as cotangents: floats.)
     """
 
     places: Array
@@ -187,7 +188,7 @@ def nsc_rd(*, max_rank: int = 16, max_features: int = 64, mean_bits: int = 2, pl
         max_features: the most rows J of the basis along features, >= 1; clipped to them.
         mean_bits: of a coefficient, with which a budget's rows of places are counted, >= 0; 0 allows all. As of
             `nsc_sl`, few rows well told train better than many with rounding noise; for the least error of a message it
-            is 0.
+            is 0 or 1.
         places: the basis along places: "learned"; "slow", learned among the slowest quarter of the cosines along every
             axis, beyond which nothing crosses; or "cosines", the slowest ones, which cost no bytes.
 
@@ -216,10 +217,10 @@ def nsc_rd(*, max_rank: int = 16, max_features: int = 64, mean_bits: int = 2, pl
     def init(key, spec):
         del key
         sizes = _sizes(empty(spec))
-        cosines, features = first_rows(spec.shape, places), jnp.eye(sizes.c, dtype=jnp.float32)
-        held = Basis(cosines[: sizes.k], features[: sizes.j], jnp.zeros((), jnp.float32))
-        spare = OVERSAMPLE * (sizes.row_bytes > 0)
-        return SenderState(held, cosines[: sizes.k + spare], features[: sizes.j + OVERSAMPLE]), held
+        held, spare = _first_basis(empty(spec)), OVERSAMPLE * (sizes.row_bytes > 0)
+        rows = first_rows(spec.shape, places, min(sizes.k + spare, sizes.s))
+        features = jnp.eye(min(sizes.j + OVERSAMPLE, sizes.c), sizes.c, dtype=jnp.float32)
+        return SenderState(held, rows, features), held
 
     def compress(x, enc_state, side):
         whole, peak = views.over_peak(x.astype(jnp.float32))
@@ -234,18 +235,15 @@ def nsc_rd(*, max_rank: int = 16, max_features: int = 64, mean_bits: int = 2, pl
         state = _follow(tensor, enc_state, _sizes(template).row_bytes > 0, side.key)
         may_send = _affordable_rows(template, mean_bits, budget)
         moved, codes = _basis_codes(template, state, jnp.sum(may_send, dtype=jnp.int32), budget)
-        new = _received(template, moved, codes, enc_state.held)._replace(version=enc_state.held.version + 1)
+        new = _received(template, moved, codes)
         in_new, in_held = (_analysis(tensor, basis.places, basis.features) for basis in (new, enc_state.held))
         is_new = (moved > 0) & _is_better(in_new, in_held, may_send)
-        held = jax.tree.map(lambda new, old: jnp.where(is_new, new, old), new, enc_state.held)
+        held = _either(is_new, new, enc_state.held)
         moved = jnp.where(is_new, moved, 0)
         sent = _code(template, jnp.where(is_new, in_new, in_held), may_send[:, None], budget - moved)
         # A message that is not finite, or that carries nothing, must not move what both ends hold.
         is_message = jnp.isfinite(peak) & (sent["rank"] > 0)
-        held, state = (
-            jax.tree.map(lambda new, old: jnp.where(is_message, new, old), *pair)
-            for pair in ((held, enc_state.held), (state, enc_state))
-        )
+        held, state = _either(is_message, (held, state), (enc_state.held, enc_state))
         moved = jnp.where(is_message, moved, 0)
         basis = {"version": held.version, "moved": moved, "basis": jnp.where(moved > 0, codes, 0)}
         return _scaled(template, sent | basis, peak), state._replace(held=held)
@@ -256,13 +254,16 @@ def nsc_rd(*, max_rank: int = 16, max_features: int = 64, mean_bits: int = 2, pl
     return Compressor(init, compress, decompress, layout.num_bytes, min_bytes, support=support)
 
 
-def forget(state: SenderState) -> SenderState:
-    """Returns a sender's state whose next message carries a whole basis: for a receiver that has missed one.
+def forget(state: SenderState, first: SenderState) -> SenderState:
+    """Returns a sender's state whose next message any receiver can read: for one that has missed a basis.
 
-    Should the budget not afford it, the message after is to carry it.
+    That message belongs to the first basis, or carries the warm one.
+
+    Args:
+        state: the sender's.
+        first: as `init` gives it.
     """
-    held = Basis(jnp.zeros_like(state.held.places), jnp.zeros_like(state.held.features), state.held.version)
-    return state._replace(held=held)
+    return state._replace(held=first.held)
 
 
 def support(payload: Coded, state: SenderState | Basis) -> Bases:
@@ -288,18 +289,18 @@ def decompress(payload: Coded, dec_state: Basis, side) -> tuple[Array, Basis]:
     known, new = side.support, dec_state
     is_known = jnp.asarray(True)
     if not isinstance(known, Bases):
-        sent = _received(payload, payload.moved, payload.basis, dec_state)._replace(version=payload.version)
-        new = jax.tree.map(lambda sent, held: jnp.where(payload.moved > 0, sent, held), sent, dec_state)
+        new = _either(payload.version == 0, _first_basis(payload), dec_state)
+        new = _either(payload.moved > 0, _received(payload, payload.moved, payload.basis), new)
         is_known = _is_whole(payload) & (payload.version == new.version)
-        new = jax.tree.map(lambda new, held: jnp.where(is_known, new, held), new, dec_state)
-        known = new
+        known = new = _either(is_known, new, dec_state)
     classes, spreads, symbols = _parts(payload.groups)
     step = jnp.clip(payload.step, 0, NUM_STEPS)
-    values = _values(symbols, entropy.own_classes(classes, spreads), step) * payload.peak
+    values = _values(symbols, entropy.own_classes(classes, spreads), step)
     seen = _synthesis(jnp.where(payload.rank > 0, values, 0.0), known.places, known.features)
     spec = layout.tensor_spec(payload)
-    x_hat = jnp.where(is_known | (payload.rank == 0), _whole(seen, payload.places, spec.shape), jnp.nan)
-    return views.narrowed(x_hat, spec.dtype), new
+    # Times the peak at last: sums of huge coefficients would leave float32's range.
+    x_hat = _whole(seen, payload.places, spec.shape) * payload.peak
+    return views.narrowed(jnp.where(is_known | (payload.rank == 0), x_hat, jnp.nan), spec.dtype), new
 
 
 def three_axes(shape: Shape, places: str) -> Shape:
@@ -308,12 +309,26 @@ def three_axes(shape: Shape, places: str) -> Shape:
     return shape[0], math.prod(_kept(shape, places)), shape[-1]
 
 
-def first_rows(shape: Shape, places: str) -> Array:
-    """Returns the cosines along the places of a cut tensor, orthonormal rows, float32 [S, S], the slowest first."""
+def first_rows(shape: Shape, places: str, num_rows: int) -> Array:
+    """Returns the slowest cosines along the places of a cut tensor, orthonormal rows, float32 [num_rows, S]."""
     kept = _kept(shape, places)
-    order = np.argsort(np.indices(kept).sum(0).reshape(-1), kind="stable")
-    rows = jnp.eye(len(order), dtype=jnp.float32) if places == "slow" else _cosines(shape, places)
-    return rows[order]
+    order = np.argsort(np.indices(kept).sum(0).reshape(-1), kind="stable")[:num_rows]
+    if places == "slow":  # places are cosines already
+        return jax.nn.one_hot(order, math.prod(kept), dtype=jnp.float32)
+    along = (linalg.dct_matrix(size)[index] for size, index in zip(kept, np.unravel_index(order, kept)))
+    return functools.reduce(lambda rows, more: (rows[:, :, None] * more[:, None]).reshape(num_rows, -1), along)
+
+
+def _first_basis(payload: Coded) -> Basis:
+    """Returns the basis that every receiver knows: the slowest cosines, and features as they are."""
+    sizes = _sizes(payload)
+    rows = first_rows(payload.shape, payload.places, sizes.k), jnp.eye(sizes.j, sizes.c, dtype=jnp.float32)
+    return Basis(*rows, jnp.zeros((), jnp.float32))
+
+
+def _either(condition: Array, one: Any, other: Any) -> Any:
+    """Returns one tree or the other, of the same structure."""
+    return jax.tree.map(lambda *pair: jnp.where(condition, *pair), one, other)
 
 
 def _axes(shape: Shape) -> Shape:
@@ -389,7 +404,7 @@ def _moved_on(images: Array, rows: Array, key: Key) -> Array:
 def _is_better(in_new_kjb: Array, in_held_kjb: Array, may_send_k: Array) -> Array:
     """Returns whether a new basis is worth its bytes, by the coefficients in it and in the one that both ends hold.
 
-    It is where it holds more of the energy, or in fewer groups, of the rows that may be sent.
+    It is where it holds more of the energy of the rows that may be sent, or hardly less of it in fewer groups.
     """
     after, before = (
         jnp.where(may_send_k[:, None], jnp.mean(jnp.square(coefficients), axis=-1), 0.0)
@@ -397,7 +412,8 @@ def _is_better(in_new_kjb: Array, in_held_kjb: Array, may_send_k: Array) -> Arra
     )
     level = MOVED * jnp.mean(after) + jnp.finfo(jnp.float32).tiny
     bits_before, bits_after = (jnp.sum(jnp.log2(1 + energy / level)) for energy in (before, after))
-    return (jnp.sum(before) < (1 - MOVED) * jnp.sum(after)) | (bits_before > (1 + MOVED) * bits_after)
+    holds_as_much = jnp.sum(after) > (1 - MOVED) * jnp.sum(before)
+    return (jnp.sum(before) < (1 - MOVED) * jnp.sum(after)) | (holds_as_much & (bits_before > (1 + MOVED) * bits_after))
 
 
 class Sizes(NamedTuple):
@@ -409,7 +425,7 @@ class Sizes(NamedTuple):
         s: places.
         c: features.
         row_bytes: of a row along places, 0 where none is learned.
-        feature_bytes: of all rows along features.
+        feature_row_bytes: of a row along features.
     """
 
     k: int
@@ -417,13 +433,18 @@ class Sizes(NamedTuple):
     s: int
     c: int
     row_bytes: int
-    feature_bytes: int
+    feature_row_bytes: int
+
+    @property
+    def feature_bytes(self) -> int:
+        """Bytes of all rows along features."""
+        return self.j * self.feature_row_bytes
 
 
 def _sizes_of(shape: Shape, k: int, j: int, places: str) -> Sizes:
     _, s, c = three_axes(shape, places)
     learns = places != "cosines" and s > 1
-    return Sizes(k, j, s, c, -(-s // 2) * learns, j * -(-c // 2))
+    return Sizes(k, j, s, c, -(-s // 2) * learns, -(-c // 2))
 
 
 def _sizes(payload: Coded) -> Sizes:
@@ -442,12 +463,12 @@ def _basis_codes(template: Coded, state: SenderState, num_rows: Array, budget: A
     sizes = _sizes(template)
     codes = _row_codes(state.features[: sizes.j])
     room = jnp.minimum((AFFORDABLE * budget.astype(jnp.float32)).astype(jnp.int32), budget - _least_bytes(template))
-    room -= sizes.feature_bytes
+    room = jnp.maximum(room, 0)
+    moved = jnp.minimum(room // sizes.feature_row_bytes, sizes.j) * sizes.feature_row_bytes
     if not sizes.row_bytes:
-        return jnp.where(room >= 0, sizes.feature_bytes, 0), codes
-    num_rows = jnp.minimum(num_rows, room // sizes.row_bytes)
-    moved = jnp.where(num_rows > 0, sizes.feature_bytes + num_rows * sizes.row_bytes, 0)
-    return moved, jnp.concatenate([codes, _row_codes(state.places[: sizes.k])])
+        return moved, codes
+    num_rows = jnp.minimum(num_rows, jnp.maximum(room - sizes.feature_bytes, 0) // sizes.row_bytes)
+    return moved + num_rows * sizes.row_bytes, jnp.concatenate([codes, _row_codes(state.places[: sizes.k])])
 
 
 def _row_codes(rows: Array) -> Array:
@@ -468,22 +489,32 @@ def _rows_of(codes: Array, num_rows: int, length: int, num_sent: Array | int) ->
     return linalg.nearly_orthonormal_rows(jnp.where(jnp.arange(num_rows)[:, None] < num_sent, rows, 0.0))
 
 
-def _received(payload: Coded, moved: Array, codes: Array, held: Basis) -> Basis:
-    """Returns the basis of which `moved` bytes of the codes have crossed, in the version that is held."""
-    k, j, s, c, row_bytes, feature_bytes = _sizes(payload)
-    features = _rows_of(codes[:feature_bytes], j, c, j)
-    if not row_bytes:
-        return held._replace(features=features)
-    num_sent = (moved - feature_bytes) // row_bytes
-    return held._replace(places=_rows_of(codes[feature_bytes:], k, s, num_sent), features=features)
+def _received(payload: Coded, moved: Array, codes: Array) -> Basis:
+    """Returns the basis of which `moved` bytes of the codes have crossed; without rows along places the first ones."""
+    sizes, first = _sizes(payload), _first_basis(payload)
+    num_features = jnp.minimum(moved // sizes.feature_row_bytes, sizes.j)
+    features = _rows_of(codes[: sizes.feature_bytes], sizes.j, sizes.c, num_features)
+    basis = first._replace(features=features, version=_checksum(jnp.where(jnp.arange(codes.size) < moved, codes, 0)))
+    if not sizes.row_bytes:
+        return basis
+    num_places = jnp.maximum(moved - sizes.feature_bytes, 0) // sizes.row_bytes
+    places = _rows_of(codes[sizes.feature_bytes :], sizes.k, sizes.s, num_places)
+    return basis._replace(places=jnp.where(num_places > 0, places, first.places))
+
+
+def _checksum(codes: Array) -> Array:
+    """Returns a whole number from 1 to 2**24 - 1 that tells bases apart, float32: a polynomial of the codes."""
+    powers = np.multiply.accumulate(np.full(codes.shape, 0x01000193, np.uint32))
+    total = jnp.sum((codes.astype(jnp.uint32) + 1) * powers, dtype=jnp.uint32)
+    return ((total >> 8) % (2**24 - 1) + 1).astype(jnp.float32)
 
 
 def _is_whole(payload: Coded) -> Array:
-    """Returns whether no basis has crossed, or one that is whole: a stranger's frame may hold half a row."""
+    """Returns whether only whole rows of a basis have crossed, or none: a stranger's frame may hold half a row."""
     sizes = _sizes(payload)
     beyond = payload.moved - sizes.feature_bytes
-    is_whole = (beyond > 0) & (beyond % sizes.row_bytes == 0) if sizes.row_bytes else beyond == 0
-    return (payload.moved == 0) | is_whole
+    of_places = (beyond % sizes.row_bytes == 0) if sizes.row_bytes else beyond == 0
+    return jnp.where(beyond > 0, of_places, payload.moved % sizes.feature_row_bytes == 0)
 
 
 def _empty(spec: jax.ShapeDtypeStruct | Array, k: int, j: int, places: str) -> Coded:
@@ -512,30 +543,20 @@ def _code(template: Coded, coefficients_kjb: Array, may_send_kj: Array, room: Ar
     unit = coefficients / jnp.where(peak > 0, peak, 1.0)
     room_bytes = jnp.minimum(room - layout.frame_bytes(template), layout.most_coded(template.groups))
 
-    def coded(step, spreads, log_deviation):
-        classes = _nearest_classes(log_deviation, step)
-        symbols = _symbols(unit, step, entropy.own_classes(classes, spreads))
-        return jnp.where(jnp.any(symbols != 0, axis=-1), classes, 0), symbols
-
     spreads = _spreads(unit)
     log_deviation = _log_deviation(unit, spreads)
 
     def halve(_, carry):
-        low, high = carry
+        low, high, best = carry
         middle = (low + high) // 2
-        classes, symbols = coded(middle, spreads, log_deviation)
-        fits = _size(_cost(classes, spreads, symbols)) <= room_bytes
-        return jnp.where(fits, middle, low), jnp.where(fits, high, middle)
+        tried = _quantised(unit, middle, spreads, log_deviation)
+        fits = tried.size <= room_bytes
+        # What was counted is what is sent: made anew, it might be rounded in another way.
+        return jnp.where(fits, middle, low), jnp.where(fits, high, middle), _either(fits, tried, best)
 
-    first = jnp.int32(-1), jnp.int32(NUM_STEPS + 1)
-    step, _ = jax.lax.fori_loop(0, math.ceil(math.log2(NUM_STEPS + 2)), halve, first)
-    fits, step = step >= 0, jnp.clip(step, 0, NUM_STEPS)
-    # What the strongest groups cost at most is known where samples do not differ.
-    spreads = jnp.where(fits, spreads, 0)
-    log_deviation = jnp.where(fits, log_deviation, _log_deviation(unit, spreads))
-    classes, symbols = coded(step, spreads, log_deviation)
-    keeps = fits | _strongest(classes, spreads, symbols, log_deviation, room_bytes)
-    classes, symbols = jnp.where(keeps, classes, 0), jnp.where(keeps[..., None], symbols, 0)
+    first = jnp.int32(-1), jnp.int32(NUM_STEPS + 1), _strongest(unit, room_bytes)
+    step, _, sent = jax.lax.fori_loop(0, math.ceil(math.log2(NUM_STEPS + 2)), halve, first)
+    step, (classes, spreads, symbols, size) = jnp.maximum(step, 0), sent
     is_message = room >= _least_bytes(template)
     rank = jnp.maximum(jnp.sum(classes > 0, dtype=jnp.int32), 1)
     groups = jnp.zeros(template.groups.shape, jnp.int32).at[0, 0, 1:].set(spreads)
@@ -543,10 +564,49 @@ def _code(template: Coded, coefficients_kjb: Array, may_send_kj: Array, room: Ar
     return {
         "rank": jnp.where(is_message, rank, 0),
         "step": step,
-        "size": jnp.where(is_message, _size(_cost(classes, spreads, symbols)), 0),
+        "size": jnp.where(is_message, size, 0),
         "peak": peak,
         "groups": jnp.where(is_message, groups, 0),
     }
+
+
+class Quantised(NamedTuple):
+    """Coefficients in steps.
+
+    Attributes:
+        classes: int32 [K, J].
+        spreads: int32 [B].
+        symbols: int32 [K, J, B].
+        size: int32 scalar, the bytes that the coder needs for all of them.
+    """
+
+    classes: Array
+    spreads: Array
+    symbols: Array
+    size: Array
+
+
+def _quantised(unit_kjb: Array, step: Array | int, spreads_b: Array, log_deviation_kj: Array) -> Quantised:
+    """Returns the coefficients, at most 1 in magnitude, in steps."""
+    classes = _nearest_classes(log_deviation_kj, step)
+    symbols = _symbols(unit_kjb, step, entropy.own_classes(classes, spreads_b))
+    classes = jnp.where(jnp.any(symbols != 0, axis=-1), classes, 0)
+    return Quantised(classes, spreads_b, symbols, _size(_cost(classes, spreads_b, symbols)))
+
+
+def _strongest(unit_kjb: Array, room_bytes: Array) -> Quantised:
+    """Returns the groups with the most energy that fit at the coarsest step: for where not all of them do."""
+    # What they cost at most is known where samples do not differ.
+    spreads = jnp.zeros(unit_kjb.shape[-1], jnp.int32)
+    log_deviation = _log_deviation(unit_kjb, spreads)
+    classes, _, symbols, _ = _quantised(unit_kjb, 0, spreads, log_deviation)
+    group_bits = _group_costs(classes, spreads, symbols) + 2 * np.max(entropy.class_bits())
+    order = jnp.argsort(-log_deviation.reshape(-1))
+    spent = jnp.cumsum(group_bits.reshape(-1)[order].astype(jnp.float32)) / entropy.COST_UNIT
+    fits = _size(spent + _empty_map_bits(classes.size) + _spread_bits(spreads)) <= room_bytes
+    keeps = jnp.zeros(classes.size, bool).at[order].set(fits).reshape(classes.shape)
+    classes, symbols = jnp.where(keeps, classes, 0), jnp.where(keeps[..., None], symbols, 0)
+    return Quantised(classes, spreads, symbols, _size(_cost(classes, spreads, symbols)))
 
 
 def _affordable_rows(template: Coded, mean_bits: int, budget: Array) -> Array:
@@ -582,15 +642,15 @@ def _log_deviation(unit_kjb: Array, spreads_b: Array) -> Array:
     return 0.5 * jnp.log2(jnp.mean(squares, axis=-1) + jnp.finfo(jnp.float32).tiny)
 
 
-def _nearest_classes(log_deviation_kj: Array, step: Array) -> Array:
+def _nearest_classes(log_deviation_kj: Array, step: Array | int) -> Array:
     """Returns the class of every group, int32, at least 1: the deviation in steps."""
-    nearest = jnp.round(2 * (log_deviation_kj + step.astype(jnp.float32) / STEPS_AN_OCTAVE)) + entropy.CLASS_OF_ONE
+    nearest = jnp.round(2 * (log_deviation_kj + jnp.float32(step) / STEPS_AN_OCTAVE)) + entropy.CLASS_OF_ONE
     return jnp.clip(jnp.nan_to_num(nearest), 1, entropy.NUM_CLASSES - 1).astype(jnp.int32)
 
 
-def _symbols(unit_kjb: Array, step: Array, own_kjb: Array) -> Array:
+def _symbols(unit_kjb: Array, step: Array | int, own_kjb: Array) -> Array:
     """Returns the coefficients, at most 1 in magnitude, in steps, int32."""
-    scale = jnp.exp2(step.astype(jnp.float32) / STEPS_AN_OCTAVE)
+    scale = jnp.exp2(jnp.float32(step) / STEPS_AN_OCTAVE)
     magnitude = jnp.floor(jnp.abs(unit_kjb) * scale + (1 - jnp.asarray(entropy.dead_zones())[own_kjb]))
     magnitude = jnp.minimum(jnp.nan_to_num(magnitude), jnp.asarray(entropy.limits(), jnp.float32)[own_kjb])
     return (jnp.sign(unit_kjb) * magnitude).astype(jnp.int32)
@@ -629,17 +689,6 @@ def _size(bits: Array | float) -> Array:
     return jnp.ceil(jnp.asarray(bits, jnp.float32) / 8 * (1 + ROUNDING)).astype(jnp.int32) + entropy.SLACK_BYTES
 
 
-def _strongest(
-    classes_kj: Array, spreads_b: Array, symbols_kjb: Array, log_deviation_kj: Array, room_bytes: Array
-) -> Array:
-    """Returns which groups to keep where not even the coarsest step fits, bool [K, J]: those with the most energy."""
-    group_bits = _group_costs(classes_kj, spreads_b, symbols_kjb) + 2 * np.max(entropy.class_bits())
-    order = jnp.argsort(-log_deviation_kj.reshape(-1))
-    spent = jnp.cumsum(group_bits.reshape(-1)[order].astype(jnp.float32)) / entropy.COST_UNIT
-    fits = _size(spent + _empty_map_bits(classes_kj.size) + _spread_bits(spreads_b)) <= room_bytes
-    return jnp.zeros(classes_kj.size, bool).at[order].set(fits).reshape(classes_kj.shape)
-
-
 def _empty_map_bits(num_groups: int) -> float:
     """Returns what the classes of so many empty groups cost."""
     return num_groups * float(entropy.class_bits()[0, 0]) / entropy.COST_UNIT
@@ -665,4 +714,6 @@ def _scaled(template: Coded, fields: dict[str, Array], peak: Array) -> Coded:
         for field, spec in layout.array_specs(template)
         if field.name not in fields
     }
-    return dataclasses.replace(template, **rest | fields | {"peak": fields["peak"] * peak})
+    # Coefficients may be larger than any entry: where float32 has no such number, its largest one stands for it.
+    largest = jnp.where(jnp.isfinite(peak), jnp.minimum(fields["peak"] * peak, jnp.finfo(jnp.float32).max), peak)
+    return dataclasses.replace(template, **rest | fields | {"peak": largest})

@@ -103,8 +103,11 @@ def over_peak(tensor: Array) -> tuple[Array, Array]:
     The zero tensor's magnitude is 0; one that is not finite has a magnitude that is not.
     """
     peak = jnp.max(jnp.abs(tensor))
+    # One over the largest numbers is subnormal, and flushed to zero: both are made smaller first.
+    shrink = jnp.where(peak > 1, 2.0**-32, 1.0)
+    unit = tensor * shrink / jnp.where(peak > 0, peak * shrink, 1.0)
     # Once in memory and not anew in every product that reads it.
-    return jax.lax.optimization_barrier(tensor / jnp.where(peak > 0, peak, 1.0)), peak
+    return jax.lax.optimization_barrier(unit), peak
 
 
 def problem(view: object, shape: Shape, components: Shape) -> str | None:

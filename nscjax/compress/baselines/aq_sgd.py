@@ -5,7 +5,9 @@ guarantees", arXiv 2206.01299, and DS3Lab/AC-SGD (`compress/delta_modules.py`, `
 what the receiver holds of every sample, the sender sends Q(x - held). Q has a scale for every feature, the largest
 magnitude over samples and places, and the levels k / 2**(b - 1), zero among them; gradients go through Q as they are.
 Departures: the first visit is compressed as all others are (the source sends it whole, over any budget); scales are
-float32 (half precision there); the number of bits follows the budget; the caches are not compressed. With the 12,800
+float32 (half precision there); the number of bits follows the budget; the caches are not compressed. Where images are
+augmented, as in `cifar10_bench`, the caches hold another view of a sample than the one that follows (text has one
+alone). With the 12,800
 samples of `cifar10_bench` a message takes longer than the training step (`benchmarks/device_part.py`): the caches,
 whole cut tensors of every sample, are copied inside a step that may be undone.
 """

@@ -3,7 +3,8 @@
 Source: Hsieh et al. 2022, arXiv 2207.12397, and WesleyHsieh0806/C3-SL (`CIFAR100/C3-SL/model.py`): fixed keys, Gaussian
 of variance 1 / d, then of unit length; s = sum of key_j * x_j (circular convolution) over a group, the receiver
 correlates s with each key. Correlation is the adjoint of convolution: with the same keys in both directions the
-gradient that arrives is the exact one. Departures: the number of groups follows the budget; sums in float16 (float32
+gradient that arrives is the exact one. Departures: the number of groups follows the budget, and where it does not
+divide the batch some sums hold one sample more than others; sums in float16 (float32
 there); every position in the batch has a key of its own (there one a place in the group).
 """
 

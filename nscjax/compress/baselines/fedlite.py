@@ -4,8 +4,8 @@ Source: Wang et al. 2022, "FedLite: a scalable approach for federated learning o
 2201.11865, read through ADC's re-implementation (`methods/fedlite.py`): every sample is cut into subvectors, K-means
 over all of a batch's gives a codebook, codebook and codes cross; the client adds (lambda / 2) ||x - x_hat||^2 to its
 loss. Departures: the number of centroids is a power of two that follows the budget, and they cross in half precision
-(float32 there); K-means is warm, from the message
-before, and is run on every n-th subvector (at most 16,384 of them), an empty cluster moves to a subvector; one group of
+(float32 there); K-means assigns every subvector to one centroid (softly there), is warm, from the message before, and
+is run on every n-th subvector (at most 16,384 of them), an empty cluster moves to a subvector; one group of
 subvectors (R = 1, the source's default); the gradient may be compressed by any method (there it is sent whole); the
 correction is the mean over the batch, as the loss is: summed, with the source's weight, training collapsed to chance.
 K-means takes longer than the training step it is in (`benchmarks/device_part.py`): distances of all subvectors to all

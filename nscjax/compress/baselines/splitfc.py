@@ -7,8 +7,8 @@ column's range, optimal under a bit budget. The rest is ours or from memory: kee
 standard deviation, capped at 1; survivors are divided by their probability; log2 of the levels rises with log2 of the
 range up to a common level (the closed-form optimum), whole bits, `bits` a column on average; a column of 0 bits is sent
 as the middle of its range. Departures: exactly as many columns as the budget affords are drawn (systematic sampling,
-which has these probabilities); samples whose id is below 0 are evaluated: the columns of largest spread are kept, and
-nothing is divided. The gradient's frame holds mask and weights again (a bit and two bytes a column), though its
+which has these probabilities), when a network is evaluated as well: batch normalisation behind the cut has learned from
+columns that are divided. The gradient's frame holds mask and weights again (a bit and two bytes a column), though its
 receiver has them: a few per cent more than the method needs.
 """
 
@@ -131,20 +131,17 @@ def splitfc(*, bits: int = 2) -> Compressor:
 
 
 def _drawn(spread: Array, rank: Array, side: Any) -> tuple[Array, Array]:
-    """Returns (is kept, one over the probability), [d]: `rank` columns drawn by their spread, or the largest."""
+    """Returns (is kept, one over the probability), [d]: `rank` columns drawn by their spread."""
     probability = _keep_probabilities(spread, rank)
     total = jnp.cumsum(probability)
     # The last sum is the rank but for rounding; with one offset for all, every column is hit with its probability.
     total = total * rank.astype(jnp.float32) / jnp.maximum(total[-1], 1e-30)
     offset = jax.random.uniform(side.key, dtype=jnp.float32, minval=1e-3, maxval=1 - 1e-3)
     hits = jnp.floor(total + offset)
-    drawn = jnp.diff(hits, prepend=jnp.floor(offset)) > 0
-    top = jnp.zeros(spread.shape, bool).at[jnp.argsort(-spread)].set(jnp.arange(len(spread)) < rank)
-    is_training = jnp.asarray(True) if side.sample_ids is None else jnp.any(side.sample_ids >= 0)
-    is_kept = jnp.where(is_training, drawn, top)
+    is_kept = jnp.diff(hits, prepend=jnp.floor(offset)) > 0
     # Rounding may draw one too many; the budget has no room for it.
     is_kept = is_kept & (jnp.cumsum(is_kept, dtype=jnp.int32) <= rank)
-    return is_kept, jnp.where(is_training, 1 / jnp.clip(probability, 1e-3, 1.0), 1.0)
+    return is_kept, 1 / jnp.clip(probability, 1e-3, 1.0)
 
 
 def _keep_probabilities(spread: Array, rank: Array) -> Array:

@@ -119,6 +119,19 @@ def test_every_tensor_crosses(case, values):
     assert distortion(x, x_hat) < (3.0 if case.is_noisy else 0.15)
 
 
+@pytest.mark.parametrize("tensor", ["BD odd", "BHWC odd"])
+@pytest.mark.parametrize("method", ["nsc_sl", "nsc_rd"])
+def test_numbers_near_the_largest_cross(method, tensor):
+    """One over them is subnormal, their squares and sums are infinite."""
+    case = make(method, "bare", tensor)
+    for largest in (5e37, 3e38):
+        x = largest * jnp.tanh(case.tensor())
+        payload, x_hat = case.sent(x)
+        frame = wire.encode(payload)
+        assert distortion(x, x_hat) < 0.15
+        jax.tree.map(np.testing.assert_array_equal, wire.decode(frame), jax.device_get(payload))
+
+
 @pytest.mark.parametrize("values", VALUES)
 def test_states_stay_usable(case, values):
     """Whatever was sent, states keep their structure, and a normal tensor crosses afterwards as it should."""
