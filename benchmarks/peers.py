@@ -128,7 +128,7 @@ def main() -> None:
             for method, candidates in CANDIDATES.items():
                 for changes in candidates:
                     name = " ".join([method, *(f"{key}={value}" for key, value in changes.items())])
-                    rows[name] = distortions(method, series, spec, changes)
+                    rows[name] = distortions(method, series, spec, changes, options.ratios)
                     print(name, rows[name], flush=True)
             write(f"{table}_search", {"captures": options.captures, "methods": rows}, seeds=[0])
             return

@@ -49,10 +49,16 @@ def command() -> str:
 
 
 def commit() -> str:
-    """Returns the commit that is checked out, "-dirty" where files differ from it; "unknown" outside a repository."""
-    words = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    """Returns the commit that is checked out, "-dirty" where files but results differ from it; or "unknown"."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=RESULTS.parent, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
     try:
-        return subprocess.run(words, cwd=RESULTS.parent, check=True, capture_output=True, text=True).stdout.strip()
+        changed = git("diff", "--name-only", "HEAD", "--", ":/", ":(top,exclude)benchmarks/results")
+        return git("rev-parse", "--short", "HEAD") + "-dirty" * bool(changed)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

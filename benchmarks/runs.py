@@ -217,17 +217,25 @@ def make(
                     continue
                 if summary is None:
                     print(f"{table}: {name}, refused: {refused[name]}", flush=True)
-                    entry: dict[str, Any] = {"refused": refused[name]}
+                    put(table, config, list(cells), name, {"settings": settings[name], "refused": refused[name]})
                 else:
-                    done[name][seed] = summary
                     print(f"{table}: {name}, seed {seed}: accuracy {summary['accuracy']:.4f}", flush=True)
-                    entry = cell(done[name])
-                put(table, config, list(cells), name, {"settings": settings[name]} | entry)
+                    put_run(table, config, list(cells), name, settings[name], summary)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # what is under way is resumed the next time
             raise
     if failed:
         raise SystemExit(f"{len(failed)} runs of {table} failed: {'; '.join(failed)}")
+
+
+def put_run(
+    table: str, config: str, order: list[str], name: str, settings: dict[str, Any], summary: dict[str, Any]
+) -> None:
+    """Adds a run to its cell in the table's file, whoever else has added to it; runs of other settings are left out."""
+    found = earlier(table).get(name, {})
+    known = found.get("runs", []) if found.get("settings") == settings else []
+    by_seed = {run["seed"]: run for run in [*known, summary]}
+    put(table, config, order, name, {"settings": settings} | cell(by_seed))
 
 
 def put(table: str, config: str, order: list[str], name: str, entry: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from time_to_target import digest
+from time_to_target import made_from
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -326,11 +326,11 @@ def _computed_on(run: dict[str, Any], cpu: str) -> str:
 
 
 def stale_times() -> list[str]:
-    """Returns the tables of times that were reckoned from another grid than the one that is there."""
+    """Returns the tables of times that were reckoned from other runs than those that are there."""
     found = []
     for path in sorted(RESULTS.glob("time_to_target_*.json")):
         rows = json.loads(path.read_text())["rows"]
-        if rows.get("grid") != digest(RESULTS / f"accuracy_vs_bytes_{rows['config']}.json"):
+        if rows.get("made_from") != made_from(rows["config"]):
             found.append(f"{path.stem} (run benchmarks/time_to_target.py)")
     return found
 

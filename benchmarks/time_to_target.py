@@ -28,9 +28,10 @@ from record import RESULTS, write
 from nscjax import link as links
 
 
-def digest(grid: Path) -> str:
-    """Returns what tells whether a grid is the one that times were reckoned from."""
-    return hashlib.sha256(grid.read_bytes()).hexdigest()[:16]
+def made_from(config: str) -> str:
+    """Returns what tells whether results of a config are those that times were reckoned from."""
+    paths = (RESULTS / f"{table}_{config}.json" for table in ("accuracy_vs_bytes", "adaptive"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths if path.exists())).hexdigest()[:16]
 
 
 CHANCE = 0.1
@@ -171,9 +172,16 @@ def main() -> None:
                 if trace in seconds  # the runs are made trace by trace
             },
         }
-    facts = {"config": options.config, "target": options.target, "step_s": options.step_s, "grid": digest(grid)}
+    facts = {
+        "config": options.config,
+        "target": options.target,
+        "step_s": options.step_s,
+        "latency_ms": options.latency_ms,
+        "made_from": made_from(options.config),
+        "cells": rows,
+    }
     seeds = sorted({run["seed"] for cell in found.values() for run in cell.get("runs", [])})
-    write(f"time_to_target_{options.config}", facts | {"latency_ms": options.latency_ms, "cells": rows}, seeds=seeds)
+    write(f"time_to_target_{options.config}", facts, seeds=seeds)
 
 
 if __name__ == "__main__":

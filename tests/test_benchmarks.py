@@ -87,6 +87,35 @@ def test_a_table_keeps_the_cells_that_are_not_asked_for(benchmark, monkeypatch, 
     assert result["seeds"] == [0, 2]
 
 
+def test_runs_that_were_added_meanwhile_stay_but_those_of_other_settings(benchmark, monkeypatch, tmp_path):
+    runs, record = benchmark("runs"), benchmark("record")
+    for module in (runs, record):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
+    for seed in (1, 0):
+        runs.put_run("table", "config", ["a"], "a", {"x": 1}, {"seed": seed, "accuracy": 0.5, "ratio": 1.0})
+    assert [run["seed"] for run in runs.earlier("table")["a"]["runs"]] == [0, 1]
+    runs.put_run("table", "config", ["a"], "a", {"x": 2}, {"seed": 2, "accuracy": 0.5, "ratio": 1.0})
+    assert [run["seed"] for run in runs.earlier("table")["a"]["runs"]] == [2]
+
+
+def test_results_alone_do_not_make_a_commit_dirty(benchmark, monkeypatch, tmp_path):
+    record = benchmark("record")
+    results = tmp_path / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    monkeypatch.setattr(record, "RESULTS", results)
+    assert record.commit() == "unknown"
+    for path in (results / "a.json", tmp_path / "code.py"):
+        path.write_text("1")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *words], check=True)
+    clean = record.commit()
+    (results / "a.json").write_text("2")
+    assert record.commit() == clean
+    (tmp_path / "code.py").write_text("2")
+    assert record.commit() == f"{clean}-dirty"
+
+
 def test_a_run_that_fails_keeps_no_other_from_being_made(benchmark, monkeypatch, tmp_path):
     runs, record = benchmark("runs"), benchmark("record")
     for module in (runs, record):
