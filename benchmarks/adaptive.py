@@ -13,7 +13,7 @@ from pathlib import Path
 import runs
 from accuracy_vs_bytes import EVAL_EVERY, cut_shape, overrides
 
-DEADLINE_S = 0.3
+DEADLINE_S = 0.15
 RATIO = 256
 """The best fixed ratio on most of the traces: more bytes than that do not train faster."""
 COMMON = {
