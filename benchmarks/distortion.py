@@ -145,9 +145,9 @@ def replaced(variant: Variant) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for what in variant.instead:
             stack.enter_context(mock.patch.object(*what))
+        stack.callback(forget_tables)  # before the constants are there again: nothing is traced in between
         forget_tables()
         yield
-    forget_tables()
 
 
 def forget_tables() -> None:

@@ -1,7 +1,9 @@
 """Training runs of a benchmark, one process each: made once, resumed where they were stopped, kept in a table."""
 
 import concurrent.futures
+import contextlib
 import datetime as dt
+import fcntl
 import itertools
 import json
 import os
@@ -9,6 +11,8 @@ import queue
 import statistics
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -232,14 +236,28 @@ def put_run(
     table: str, config: str, order: list[str], name: str, settings: dict[str, Any], summary: dict[str, Any]
 ) -> None:
     """Adds a run to its cell in the table's file, whoever else has added to it; runs of other settings are left out."""
-    found = earlier(table).get(name, {})
-    known = found.get("runs", []) if found.get("settings") == settings else []
-    by_seed = {run["seed"]: run for run in [*known, summary]}
-    put(table, config, order, name, {"settings": settings} | cell(by_seed))
+    with _alone(table):
+        found = earlier(table).get(name, {})
+        known = found.get("runs", []) if found.get("settings") == settings else []
+        by_seed = {run["seed"]: run for run in [*known, summary]}
+        _put(table, config, order, name, {"settings": settings} | cell(by_seed))
 
 
 def put(table: str, config: str, order: list[str], name: str, entry: dict[str, Any]) -> None:
     """Writes a cell into the table's file, in the place of what it had; other cells stay, those of no order last."""
+    with _alone(table):
+        _put(table, config, order, name, entry)
+
+
+@contextlib.contextmanager
+def _alone(table: str) -> Iterator[None]:
+    """Lets no other command change the table's file meanwhile."""
+    with open(Path(tempfile.gettempdir()) / f"nscjax-{table}.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _put(table: str, config: str, order: list[str], name: str, entry: dict[str, Any]) -> None:
     known = earlier(table) | {name: entry}
     rows = {key: known[key] for key in [*(key for key in order if key in known), *known]}
     seeds = sorted({run["seed"] for found in rows.values() for run in found.get("runs", [])})

@@ -155,7 +155,7 @@ class Basis(NamedTuple):
     """A basis as both ends hold it.
 
     Attributes:
-        places: float32 [K, S], orthonormal rows, zeros where none has crossed.
+        places: float32 [K, S], orthonormal rows; of one that has crossed in part the rest are zeros.
         features: float32 [J, C], the same.
         version: float32 scalar, a whole number below 2**24: 0 of the first one, which every receiver knows, else a
             checksum of the codes that have crossed. (States travel as cotangents: floats.)
@@ -245,7 +245,7 @@ def nsc_rd(*, max_rank: int = 16, max_features: int = 64, mean_bits: int = 2, pl
         is_message = jnp.isfinite(peak) & (sent["rank"] > 0)
         held, state = _either(is_message, (held, state), (enc_state.held, enc_state))
         moved = jnp.where(is_message, moved, 0)
-        basis = {"version": held.version, "moved": moved, "basis": jnp.where(moved > 0, codes, 0)}
+        basis = {"version": held.version, "moved": moved, "basis": _crossing(codes, moved)}
         return _scaled(template, sent | basis, peak), state._replace(held=held)
 
     def min_bytes(spec):
@@ -254,16 +254,16 @@ def nsc_rd(*, max_rank: int = 16, max_features: int = 64, mean_bits: int = 2, pl
     return Compressor(init, compress, decompress, layout.num_bytes, min_bytes, support=support)
 
 
-def forget(state: SenderState, first: SenderState) -> SenderState:
+def forget(state: SenderState, first: Basis) -> SenderState:
     """Returns a sender's state whose next message any receiver can read: for one that has missed a basis.
 
     That message belongs to the first basis, or carries the warm one.
 
     Args:
         state: the sender's.
-        first: as `init` gives it.
+        first: the basis that every receiver knows, what `init` gives the receiver.
     """
-    return state._replace(held=first.held)
+    return state._replace(held=first)
 
 
 def support(payload: Coded, state: SenderState | Basis) -> Bases:
@@ -283,7 +283,7 @@ def support(payload: Coded, state: SenderState | Basis) -> Bases:
 def decompress(payload: Coded, dec_state: Basis, side) -> tuple[Array, Basis]:
     """Returns `(x_hat, dec_state)`. Rank 0 gives zeros.
 
-    A message that belongs to a basis that the receiver does not hold, or that has half of one, gives NaN: it is an
+    A message that belongs to a basis that the receiver does not hold, or that has part of a row, gives NaN: it is an
     error, and a loud one.
     """
     known, new = side.support, dec_state
@@ -494,7 +494,7 @@ def _received(payload: Coded, moved: Array, codes: Array) -> Basis:
     sizes, first = _sizes(payload), _first_basis(payload)
     num_features = jnp.minimum(moved // sizes.feature_row_bytes, sizes.j)
     features = _rows_of(codes[: sizes.feature_bytes], sizes.j, sizes.c, num_features)
-    basis = first._replace(features=features, version=_checksum(jnp.where(jnp.arange(codes.size) < moved, codes, 0)))
+    basis = first._replace(features=features, version=_checksum(_crossing(codes, moved), moved))
     if not sizes.row_bytes:
         return basis
     num_places = jnp.maximum(moved - sizes.feature_bytes, 0) // sizes.row_bytes
@@ -502,10 +502,16 @@ def _received(payload: Coded, moved: Array, codes: Array) -> Basis:
     return basis._replace(places=jnp.where(num_places > 0, places, first.places))
 
 
-def _checksum(codes: Array) -> Array:
-    """Returns a whole number from 1 to 2**24 - 1 that tells bases apart, float32: a polynomial of the codes."""
+def _crossing(codes: Array, moved: Array) -> Array:
+    """Returns the codes with zeros for those beyond the first `moved`."""
+    return jnp.where(jnp.arange(codes.size) < moved, codes, 0)
+
+
+def _checksum(codes: Array, moved: Array) -> Array:
+    """Returns a whole number from 1 to 2**24 - 1 that tells bases apart, float32: a polynomial of the codes sent."""
     powers = np.multiply.accumulate(np.full(codes.shape, 0x01000193, np.uint32))
-    total = jnp.sum((codes.astype(jnp.uint32) + 1) * powers, dtype=jnp.uint32)
+    total = jnp.sum(codes.astype(jnp.uint32) * powers, dtype=jnp.uint32)
+    total += moved.astype(jnp.uint32) * np.uint32(0x9E3779B1)
     return ((total >> 8) % (2**24 - 1) + 1).astype(jnp.float32)
 
 
@@ -550,7 +556,7 @@ def _code(template: Coded, coefficients_kjb: Array, may_send_kj: Array, room: Ar
         low, high, best = carry
         middle = (low + high) // 2
         tried = _quantised(unit, middle, spreads, log_deviation)
-        fits = tried.size <= room_bytes
+        fits = (middle >= 0) & (tried.size <= room_bytes)
         # What was counted is what is sent: made anew, it might be rounded in another way.
         return jnp.where(fits, middle, low), jnp.where(fits, high, middle), _either(fits, tried, best)
 

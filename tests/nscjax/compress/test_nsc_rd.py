@@ -153,7 +153,8 @@ def test_samples_of_different_size_share_a_step():
 
 def test_a_receiver_that_missed_a_basis_says_so_and_a_whole_one_mends_it():
     _messages, enc, _dec = conversation(700, [smooth(seed) for seed in range(6)])
-    first, stranger = RD.init(jax.random.key(0), spec(smooth()))
+    _, first = RD.init(jax.random.key(0), spec(smooth()))
+    stranger = first
     payload, enc = COMPRESS(smooth(6), enc, side(700))
     assert payload.moved == 0
     assert np.isnan(DECOMPRESS(payload, stranger, side(700))[0]).all()
@@ -166,13 +167,43 @@ def test_a_receiver_that_missed_a_basis_says_so_and_a_whole_one_mends_it():
 
 def test_a_sender_that_has_forgotten_is_understood_by_everyone_at_any_budget():
     _messages, enc, dec = conversation(700, [smooth(seed) for seed in range(6)])
-    first, stranger = RD.init(jax.random.key(0), spec(smooth()))
+    _, first = RD.init(jax.random.key(0), spec(smooth()))
     payload, enc = COMPRESS(smooth(7), forget(enc, first), side(RD.min_bytes(spec(smooth())) + 1))
     assert (int(payload.moved), int(payload.version)) == (0, 0)
-    for receiver in (dec, stranger):
+    for receiver in (dec, first):
         x_hat, after = DECOMPRESS(payload, receiver, side())
         assert 0 < distortion(smooth(7), x_hat) < 1
         jax.tree.map(np.testing.assert_array_equal, after, enc.held)
+
+
+def test_both_ends_stay_in_step_whatever_comes():
+    """A basis, nothing, what is not finite, zeros, hardly room, what was forgotten, and a basis again."""
+    enc, dec = RD.init(jax.random.key(0), spec(smooth()))
+    first, least = dec, RD.min_bytes(spec(smooth()))
+    for step, (x, budget) in enumerate([
+        (smooth(0), 700), (smooth(1), 0), (smooth(2).at[0].set(np.nan), 700), (jnp.zeros(SHAPE), 700),
+        (smooth(3), least), (None, 0), (smooth(4), least + 1), (normal(SHAPE), 300), (smooth(5), 700),
+    ]):  # fmt: skip
+        if x is None:
+            enc = forget(enc, first)
+            continue
+        payload, enc = COMPRESS(x, enc, side(budget, step))
+        x_hat, dec = DECOMPRESS(payload, dec, side(budget, step))
+        jax.tree.map(np.testing.assert_array_equal, enc.held, dec)
+        assert np.isfinite(x_hat).all() == np.isfinite(x).all()
+    assert dec.version > 0
+
+
+def test_the_strongest_groups_cross_where_not_all_of_them_fit():
+    """Not even the coarsest step fits: what was counted at a coarser one yet must not be sent in its place."""
+    x = jnp.concatenate([jnp.eye(64), -jnp.eye(64)])
+    compressor = nsc_rd(mean_bits=0)
+    enc, dec = compressor.init(jax.random.key(0), spec(x))
+    send = jax.jit(compressor.compress)
+    for budget in (165, 185, 205):
+        payload, _ = send(x, enc, side(budget))
+        assert len(wire.encode(payload)) <= budget
+        assert distortion(x, compressor.decompress(payload, dec, side())[0]) < 0.95
 
 
 def test_bases_of_two_senders_are_told_apart():
@@ -205,7 +236,14 @@ def test_as_many_rows_of_features_cross_as_the_budget_affords(shape):
         payload, enc = send(x, enc, side(4000, step))
         x_hat, dec = receive(payload, dec, side())
         jax.tree.map(np.testing.assert_array_equal, enc.held, dec)
-        assert len(wire.encode(payload)) <= 4000
+        frame = wire.encode(payload)
+        assert len(frame) <= 4000
+        jax.tree.map(np.testing.assert_array_equal, wire.decode(frame), jax.device_get(payload))
+    # The gradient crosses in the rows that are held.
+    duplex = compress.Duplex(compressor, compressor)
+    at_client, at_server = (duplex.side_down(payload, side(4000), state) for state in (enc, dec))
+    down, _ = compressor.compress(x, enc, at_server)
+    assert distortion(x, compressor.decompress(down, dec, at_client)[0]) < 0.05
     assert 4 <= np.any(dec.features, axis=1).sum() < 64
     assert distortion(x, x_hat) < 0.05
 
