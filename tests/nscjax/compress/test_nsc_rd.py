@@ -248,13 +248,14 @@ def test_as_many_rows_of_features_cross_as_the_budget_affords(shape):
     assert distortion(x, x_hat) < 0.05
 
 
-def test_fewer_groups_with_less_of_the_energy_are_no_better_basis():
+def test_a_basis_is_better_with_more_of_the_energy_or_in_fewer_groups():
     every, all_rows = jax.random.normal(jax.random.key(0), (4, 6, 8)), jnp.ones(4, bool)
     few = every.at[1:].set(0.0)
-    assert not is_better(few, every, all_rows)
-    assert is_better(every, few, all_rows)
+    assert is_better(every, few, all_rows, True)
+    assert not is_better(every, every, all_rows, True)
+    assert not is_better(few, every, all_rows, False)
     together = jnp.zeros_like(every).at[0, 0].set(jnp.linalg.norm(every, axis=(0, 1)))
-    assert is_better(together, every, all_rows)  # as much energy, in one group
+    assert is_better(together, every, all_rows, False)  # as much energy, in one group
 
 
 def test_the_first_rows_are_the_slowest_cosines():
