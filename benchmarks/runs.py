@@ -188,7 +188,7 @@ def make(
     settings = {name: settings_of(config, cells[name]) for name in chosen}
     # What was measured with other settings is measured anew.
     done = {
-        name: {run["seed"]: run for run in found.get("runs", [])} if found.get("settings") == settings[name] else {}
+        name: {run["seed"] for run in found.get("runs", [])} if found.get("settings") == settings[name] else set()
         for name, found in ((name, known.get(name, {})) for name in chosen)
     }
     refused: dict[str, str] = {}
