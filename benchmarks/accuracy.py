@@ -66,6 +66,17 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
             for name, settings in FEEDBACK.items()
         },
     ),
+    "rate": (
+        "cifar10_bench",
+        {
+            f"{ratio}x{name}": both(method="nsc_rd", ratio=ratio, max_rank=16, places="slow") | settings
+            for ratio in (256, 512, 1024, 2048)
+            for name, settings in {
+                "": {},
+                **{f" weight {weight}": {"compress.up.weight": weight} for weight in (0.01, 0.03, 0.1, 0.3)},
+            }.items()
+        },
+    ),
     "feedback_nsc_rd": (
         "cifar10_bench",
         {

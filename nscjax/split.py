@@ -152,9 +152,7 @@ def client_forward(
     payload, up = duplex.up.compress(smashed, client.up, side)
     penalty, penalty_grad = duplex.client_penalty(), None
     if penalty is not None:
-        # The client knows what the server will hold: a penalised uplink's frames decode alone.
-        smashed_hat = duplex.up.decompress(payload, (), side)[0]
-        penalty_grad = jax.grad(penalty)(smashed, smashed_hat)
+        penalty_grad = jax.grad(penalty)(smashed, payload, up)
     return payload, Pending(vjp, state, smashed, payload, penalty_grad), client._replace(up=up)
 
 

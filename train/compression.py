@@ -46,6 +46,7 @@ def used_keys(name: str, config: DirectionConfig) -> frozenset[str]:
     """Returns the names of the direction's config keys that have an effect."""
     used = parameters(name, config) | {"method", "feedback"}
     used |= {"ratio"} if config.method != "identity" else set()
+    used -= {"weight"} if name != "up" else set()  # the client's own loss is of what it sends
     return used | ({"feedback_decay"} if config.feedback == "across_steps" else set())
 
 

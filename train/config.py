@@ -99,7 +99,8 @@ class DirectionConfig:
         groups: of `sl_acc`: groups of channels; of `c3_sl`: sums of samples in one batch; at least 1.
         subvector: of `fedlite`: entries of a subvector, at least 1.
         most_bits: of `fedlite`: the most bits of a subvector that a budget may choose, 1 to 16.
-        weight: of `fedlite`: of the correction of the client's gradient, at least 0.
+        weight: of `fedlite`: of the correction of the client's gradient; of `nsc_rd`: of the rate penalty in the
+            client's loss; of an uplink alone, at least 0.
         max_features: of `nsc_rd`: the most rows of the basis along features (`max_rank`: along places), at least 1.
         mean_bits: of `nsc_rd`: bits of a coefficient with which a budget's rows of places are counted, at least 0.
         places: of `nsc_rd`: the basis along places, `learned`, `slow` (learned among the slowest quarter of the

@@ -52,6 +52,10 @@ class Decompress(Protocol):
         """Returns `(x_hat, dec_state)`, with the shape and dtype of the compressed tensor."""
 
 
+Penalty = Callable[[Array, PyTree, PyTree], Array]
+"""(cut tensor, its payload, the sender's state after it) -> scalar, differentiable in the tensor."""
+
+
 class Compressor(NamedTuple):
     """Pure functions that compress one direction of a cut.
 
@@ -63,7 +67,8 @@ class Compressor(NamedTuple):
         min_bytes: `(spec) -> int`, the smallest frame that carries anything.
         support: `(payload, state) -> SideInfo.support` of the other direction: what an uplink's message fixes for the
             gradient, from its payload and either end's state after it; None for the many methods that fix nothing.
-        penalty: `(x, x_hat) -> scalar` that the method adds to its sender's own loss; None for the many that add none.
+        penalty: `(x, payload, enc_state) -> scalar` that the method adds to its sender's own loss, from the tensor, its
+            message and the sender's state after it; None for the many that add none.
     """
 
     init: Init
@@ -72,7 +77,7 @@ class Compressor(NamedTuple):
     num_bytes: Callable[[PyTree], Array]
     min_bytes: Callable[[jax.ShapeDtypeStruct], int]
     support: Callable[[PyTree, PyTree], Any] | None = None
-    penalty: Callable[[Array, Array], Array] | None = None
+    penalty: Penalty | None = None
 
 
 class Duplex(NamedTuple):
@@ -83,13 +88,13 @@ class Duplex(NamedTuple):
         down: compressor of their gradients, server to client.
         share: `(up_payload, side) -> side` for the way down; by default the uplink's `support`, where the downlink
             is of the same method.
-        penalty: `(x, x_hat) -> scalar` added to the client's own loss; by default the uplink's.
+        penalty: `(x, up_payload, up_state) -> scalar` added to the client's own loss; by default the uplink's.
     """
 
     up: Compressor
     down: Compressor
     share: Callable[[PyTree, SideInfo], SideInfo] | None = None
-    penalty: Callable[[Array, Array], Array] | None = None
+    penalty: Penalty | None = None
 
     def side_down(self, up_payload: PyTree, side: SideInfo, up_state: PyTree = None) -> SideInfo:
         """Returns the downlink's side information with what the uplink's message fixes.
@@ -105,7 +110,7 @@ class Duplex(NamedTuple):
             return side  # the other method would not know what it says
         return side._replace(support=self.up.support(up_payload, up_state))
 
-    def client_penalty(self) -> Callable[[Array, Array], Array] | None:
+    def client_penalty(self) -> Penalty | None:
         """Returns what the client adds to its own loss, or None."""
         return self.penalty or self.up.penalty
 

@@ -50,17 +50,20 @@ def error_feedback(compressor: Compressor, decay: float = 1.0) -> Compressor:
         sent, dec = compressor.decompress(payload, state.dec, side)
         return payload, ErrorFeedbackState(_finite(target - sent, state.residual), enc, dec)
 
-    return compressor._replace(init=init, compress=compress, support=_unwrapped(compressor.support))
+    return compressor._replace(
+        init=init, compress=compress, support=_unwrapped(compressor.support), penalty=_unwrapped(compressor.penalty)
+    )
 
 
-def _unwrapped(support: Callable | None) -> Callable | None:
-    """Returns the support of a wrapped compressor, which knows nothing of the wrapper's state."""
-    if support is None:
+def _unwrapped(function: Callable | None) -> Callable | None:
+    """Returns a function of a wrapped compressor whose last argument is a state, without the wrapper's part of it."""
+    if function is None:
         return None
 
-    @functools.wraps(support)
-    def of_either_end(payload, state):
-        return support(payload, state.enc if isinstance(state, ErrorFeedbackState) else state)
+    @functools.wraps(function)
+    def of_either_end(*args):
+        *rest, state = args
+        return function(*rest, state.enc if isinstance(state, ErrorFeedbackState) else state)
 
     return of_either_end
 
@@ -85,7 +88,7 @@ def delta(compressor: Compressor, num_samples: int) -> Compressor:
     With h_i the cache of sample i at both ends: x_i - h_i is sent as d_i, and h_i <- h_i + d_i. Ids below 0 name
     samples that no cache holds (those of an evaluation): they are sent whole. The caches take `num_samples` cut
     tensors of one sample, twice, and inside a step that may be undone they are copied: time grows with `num_samples`.
-    A penalty of the method's is left out: it would need what only the receiver knows.
+    A penalty of the method's is left out: it is of the tensor, and what crosses is its change.
 
     Args:
         compressor: any compressor.
@@ -169,8 +172,9 @@ def ef21(compressor: Compressor) -> Compressor:
         _, state = receive(payload, state, side)
         return payload, state._replace(enc=enc)
 
-    # Where the change was sent says nothing of where the tensor is: the gradient has a support of its own.
-    return compressor._replace(init=init, compress=compress, decompress=receive, support=None)
+    # Where the change was sent says nothing of where the tensor is: the gradient has a support of its own, and what
+    # the tensor should be to cross better is another matter too.
+    return compressor._replace(init=init, compress=compress, decompress=receive, support=None, penalty=None)
 
 
 def _finite(new: Array, old: Array) -> Array:

@@ -187,7 +187,7 @@ def test_inside_jit_the_next_state_is_passed_on_unchecked():
 
 
 def test_a_penalty_is_refused():
-    penalty = lambda x, x_hat: jnp.sum((x - x_hat) ** 2)  # noqa: E731
+    penalty = lambda x, payload, state: jnp.sum(x**2)  # noqa: E731
     with pytest.raises(
         check.InputError, match=r"allowed: None\. Add the penalty to your own loss, or use nscjax\.split\."
     ):

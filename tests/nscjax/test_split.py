@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nscjax import compress, cut, layout, measure, split, wire
-from nscjax.compress import rank
+from nscjax.compress import base, rank
 from tests.nscjax import networks
 from tests.nscjax.tensors import PLENTY, spec
 
@@ -283,8 +283,8 @@ def test_a_penalty_adds_its_gradient_to_the_clients_alone():
     side = compress.SideInfo(jax.random.key(0), jnp.int32(0))
     parties = split.Party(client_params, (), (), ()), split.Party(server_params, (), (), ())
 
-    def penalty(x, x_hat):
-        return 0.1 * jnp.sum(x**2) + jnp.sum(x * x_hat)
+    def penalty(x, payload, state):
+        return 0.1 * jnp.sum(x**2) + jnp.sum(x * payload.values) + len(state)
 
     def step_with(penalty):
         duplex = compress.Duplex(up=compress.identity(), down=compress.identity(), penalty=penalty)
@@ -294,7 +294,7 @@ def test_a_penalty_adds_its_gradient_to_the_clients_alone():
 
     def penalty_of(params):
         x = model.client_apply(params, batch[0])
-        return penalty(x, jax.lax.stop_gradient(x))
+        return penalty(x, base.Dense(values=jax.lax.stop_gradient(x)), ())
 
     with_penalty, without = step_with(penalty), step_with(None)
     assert with_penalty.loss == without.loss
