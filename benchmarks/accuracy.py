@@ -73,7 +73,8 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
             for ratio in (256, 512, 1024, 2048)
             for name, settings in {
                 "": {},
-                **{f" weight {weight}": {"compress.up.weight": weight} for weight in (0.01, 0.03, 0.1, 0.3)},
+                **{f" weight {weight}": {"compress.up.weight": weight} for weight in (0.01, 0.03, 0.1)},
+                **{f" energy {energy}": both(energy=energy) for energy in (0.98, 0.99, 0.995)},
             }.items()
         },
     ),

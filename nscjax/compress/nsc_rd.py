@@ -274,9 +274,9 @@ def nsc_rd(
 def rate_penalty(x: Array, payload: Coded, state: SenderState) -> Array:
     """Returns the logarithm of a message's size as a differentiable function of the tensor, float32 scalar.
 
-    The size is that of Gaussian coefficients at the step of the message, half a bit for every doubling of 1 + y^2 /
-    step^2. As a logarithm it weighs shares of the bytes: with weight w a step of training gives up 0.7 w nats of the
-    loss for half of them.
+    The size is that of Gaussian coefficients y above the noise of the message's step, half a bit for every doubling of
+    1 + y^2 / noise with noise = step^2 / 12. As a logarithm it weighs shares of the bytes: with weight w, half of them
+    are worth 0.7 w nats of the loss.
 
     Args:
         x: the cut tensor.
@@ -289,7 +289,7 @@ def rate_penalty(x: Array, payload: Coded, state: SenderState) -> Array:
     tensor = _seen(x.astype(jnp.float32), payload.places)
     step = payload.peak * jnp.exp2(-payload.step.astype(jnp.float32) / STEPS_AN_OCTAVE)
     in_steps = _analysis(tensor / jnp.where(step > 0, step, 1.0), state.held.places, state.held.features)
-    return jnp.log1p(jnp.sum(jnp.log2(1 + jnp.square(in_steps))) / 2)
+    return jnp.log1p(jnp.sum(jnp.log2(1 + 12 * jnp.square(in_steps))) / 2)
 
 
 def forget(state: SenderState, first: Basis) -> SenderState:

@@ -75,8 +75,17 @@ SETUPS = {
             down=compress.METHODS["power_quant"](),
         ),
     ),
+    "convolutional, nsc_rd both ways with a rate penalty": (
+        networks.convolutional,
+        (6, 6, 2),
+        (),
+        lambda: compress.Duplex(
+            up=compress.error_feedback(compress.nsc_rd(max_rank=4, weight=0.1, energy=0.9)),
+            down=compress.nsc_rd(max_rank=4, energy=0.9),
+        ),
+    ),
 }
-PENALISED = {"perceptron with running states and a penalty"}
+PENALISED = {"perceptron with running states and a penalty", "convolutional, nsc_rd both ways with a rate penalty"}
 """What the cut layer refuses: a penalty is the client's own affair."""
 
 

@@ -203,3 +203,14 @@ def test_one_message_that_is_not_finite_spoils_none_that_follow(wrapper, value):
 
 def test_a_change_has_no_support_for_the_gradient():
     assert compress.ef21(compress.METHODS["top_k"]()).support is None
+
+
+def test_a_penalty_is_of_the_tensor_not_of_its_change():
+    penalised = compress.nsc_rd(weight=0.5)
+    assert compress.ef21(penalised).penalty is None
+    assert compress.delta(penalised, 8).penalty is None
+    x = normal((8, 4, 4, 6))
+    enc, _ = compress.error_feedback(penalised).init(jax.random.key(0), spec(x))
+    payload, enc = compress.error_feedback(penalised).compress(x, enc, side(400))
+    penalty = compress.error_feedback(penalised).penalty(x, payload, enc)
+    assert penalty == penalised.penalty(x, payload, enc.enc) > 0

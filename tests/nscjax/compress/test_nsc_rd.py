@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from nscjax import compress, layout, linalg, measure, wire
+from nscjax import check, compress, layout, linalg, measure, wire
 from nscjax.compress.nsc_rd import PLACES, first_rows, forget, nsc_rd
 from nscjax.compress.nsc_rd import _is_better as is_better
 from tests.nscjax.tensors import PLENTY, distortion, normal, sealed, side, spec
@@ -426,3 +426,77 @@ def test_coded_bytes_have_one_form():
     frame[-1] = 1
     with pytest.raises(wire.WireError, match="no encoder makes"):
         wire.decode(sealed(frame))
+
+
+@pytest.mark.parametrize("energy", [0.5, 0.9, 0.99])
+def test_a_frame_is_no_larger_than_its_share_of_the_energy_takes(energy):
+    x, compressor = smooth(), nsc_rd(places="cosines", energy=energy)
+    enc, dec = compressor.init(jax.random.key(0), spec(x))
+    payload, _ = compressor.compress(x, enc, side(PLENTY))
+    x_hat, _ = compressor.decompress(payload, dec, side())
+    assert 1 - energy <= distortion(x, x_hat) < 1.3 * (1 - energy) + 1e-3
+    assert layout.num_bytes(payload) < layout.num_bytes(nsc_rd(places="cosines").compress(x, enc, side(PLENTY))[0])
+    # Where the budget is what limits, it is as without.
+    short, shortest = (nsc_rd(energy=share).compress(x, enc, side(130))[0] for share in (0.999, 1.0))
+    jax.tree.map(np.testing.assert_array_equal, short, shortest)
+
+
+def test_a_gradient_has_its_own_share_of_the_energy():
+    x, grad = smooth(), smooth(1)
+    enc, dec = RD.init(jax.random.key(0), spec(x))
+    up, enc = COMPRESS(x, enc, side(2000))
+    info = side(PLENTY)._replace(support=RD.support(up, enc))
+    for energy in (0.5, 0.9):
+        grad_hat, _ = RD.decompress(nsc_rd(energy=energy).compress(grad, None, info)[0], dec, info)
+        # What the uplink's groups have of it.
+        inside, _ = RD.decompress(RD.compress(grad, None, info)[0], dec, info)
+        assert 1 - energy <= distortion(inside, grad_hat) + 1e-3 < 1.3 * (1 - energy) + 1e-3
+
+
+def penalised(x, weight=0.5, budget=300, places="cosines"):
+    """Returns (penalty of the tensor alone, payload)."""
+    compressor = nsc_rd(weight=weight, places=places)
+    enc, _ = compressor.init(jax.random.key(0), spec(x))
+    payload, enc = jax.jit(compressor.compress)(x, enc, side(budget))
+    return lambda x: compressor.penalty(x, payload, enc), payload
+
+
+def test_the_rate_penalty_is_the_logarithm_of_the_size():
+    x = smooth()
+    penalty, payload = penalised(x, weight=1.0)
+    # A Gaussian's size is a bound that a coder with classes by the deviation comes near to.
+    assert 0.4 < float(jnp.exp(penalty(x))) / (8 * float(payload.size)) < 1.5
+    np.testing.assert_allclose(penalised(x, weight=0.25)[0](x), penalty(x) / 4, rtol=1e-6)
+
+
+def test_steps_against_the_rate_penalty_make_a_smaller_frame():
+    x = shorter = smooth() + normal(SHAPE, seed=3)
+    for _ in range(10):
+        grad = jax.grad(penalised(shorter)[0])(shorter)
+        shorter -= 0.05 * grad * jnp.linalg.norm(x) / jnp.linalg.norm(grad)
+    same = nsc_rd(places="cosines", energy=0.9)
+    enc, _ = same.init(jax.random.key(0), spec(x))
+    before, after = (int(layout.num_bytes(same.compress(tensor, enc, side(PLENTY))[0])) for tensor in (x, shorter))
+    assert after < 0.9 * before
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-38, 1e-20, 1e20, 1e38])
+@pytest.mark.parametrize("budget", [0, 300])
+@pytest.mark.parametrize("places", PLACES)
+def test_the_rate_penalty_is_finite_whatever_the_tensor(scale, budget, places):
+    x = smooth() / 20 * scale
+    penalty, _ = penalised(x, budget=budget, places=places)
+    value, grad = jax.value_and_grad(penalty)(x)
+    assert jnp.isfinite(value)
+    assert jnp.all(jnp.isfinite(grad))
+    assert scale > 0 or not jnp.any(grad)
+
+
+def test_without_a_weight_there_is_no_penalty():
+    assert nsc_rd().penalty is None
+
+
+@pytest.mark.parametrize(("argument", "value"), [("energy", 0.0), ("energy", 1.5), ("weight", -1.0)])
+def test_an_argument_out_of_range_is_refused(argument, value):
+    with pytest.raises(check.InputError, match=argument):
+        nsc_rd(**{argument: value})
