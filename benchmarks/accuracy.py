@@ -57,6 +57,16 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
         )
         for config in ("cifar10_small", "fashion_mnist")
     },
+    "fashion_mnist_rows": (
+        "fashion_mnist",
+        {
+            f"nsc_rd {ratio}x, {rank} {places} rows": both(
+                method="nsc_rd", ratio=ratio, max_rank=rank, mean_bits=0, places=places
+            )
+            for ratio in (64, 150)
+            for places, rank in (("learned", 40), ("slow", 12))
+        },
+    ),
     "feedback": (
         "cifar10_bench",
         {
@@ -74,7 +84,8 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
             for name, settings in {
                 "": {},
                 **{f" weight {weight}": {"compress.up.weight": weight} for weight in (0.01, 0.03, 0.1)},
-                **{f" energy {energy}": both(energy=energy) for energy in (0.98, 0.99, 0.995)},
+                " energy 0.99": both(energy=0.99),
+                " energy 0.99 weight 0.03": both(energy=0.99) | {"compress.up.weight": 0.03},
             }.items()
         },
     ),

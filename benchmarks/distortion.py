@@ -92,7 +92,10 @@ LOW_RANK = {
 NSC_RD = {
     "default": Variant(),
     "no basis is sent": Variant(instead=((nsc_rd, "AFFORDABLE", -1.0),)),
-    "a basis in every message": Variant(instead=((nsc_rd, "_is_better", lambda *_: jnp.asarray(True)),)),
+    **{
+        f"patience {patience}": Variant(instead=((nsc_rd, "PATIENCE", float(patience)),)) for patience in (0, 1, 4)
+    },  # with 0 a basis crosses in every message
+    "all rows of a basis": Variant(instead=((nsc_rd, "WHILE", math.inf),)),
     "samples alike": Variant(instead=((nsc_rd, "_spreads", same_samples),)),
     "classes alike": Variant(instead=((entropy, "class_bits", same_classes),)),
     "no dead zone": Variant(instead=((entropy, "DEAD_ZONES", zones(-1.0)),)),

@@ -74,13 +74,16 @@ def nearly_orthonormal_rows(rows_ks: Array) -> Array:
 
     A row that lies within a hundredth of its length in the span of those before it is noise, and is made short instead
     of being blown up: a smooth function of the rows, so that two machines that round differently agree. No row of the
-    result is longer than 1, and no projection rows.T @ rows longer than what is projected. Zero rows stay zero.
+    result is longer than 1, and no projection rows.T @ rows more than 1e-4 longer than what is projected. Zero rows
+    stay zero.
 
     Args:
         rows_ks: [k, s] float32 with k <= s.
     """
     norms_k1 = jnp.linalg.norm(rows_ks, axis=1, keepdims=True)
-    return _whiten_rows(rows_ks / jnp.where(norms_k1 > 0, norms_k1, 1.0), shift=1e-4)
+    shift = 1e-4
+    # Rows that are orthonormal already stay as long as they are.
+    return (1 + shift) ** 0.5 * _whiten_rows(rows_ks / jnp.where(norms_k1 > 0, norms_k1, 1.0), shift)
 
 
 def dct_matrix(n: int) -> Array:

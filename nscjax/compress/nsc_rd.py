@@ -51,11 +51,22 @@ ROUNDING = 2.0**-16
 OVERSAMPLE = 4
 """Rows of a warm basis beyond those that are used."""
 
-MOVED = 0.02
-"""Share of the energy that the basis both ends hold may lose against the newest one before that is sent."""
-
 AFFORDABLE = 0.7
 """Share of a budget that a new basis may take."""
+
+PATIENCE = 2.0
+"""How many times its price a new basis must have been missed before it is sent. Paying when as much as the price is
+lost is what costs at most twice the best that hindsight could do; what is missed is counted on messages that the newest
+basis has just learned from, and is less on the next ones."""
+
+WHILE = 8
+"""Messages within which a row of a basis must be worth its bytes."""
+
+LOWEST_LEVEL = -10.0
+"""Octaves below the largest deviation beyond which no level of the error is looked for: sums must be told apart."""
+
+WEAK = 0.02
+"""Share of the strongest group's energy at which a group counts half in a sample's spread."""
 
 SHIFT = 1e-3
 """Multiple of the identity that is added to a covariance, as a share of its largest eigenvalue."""
@@ -173,11 +184,13 @@ class SenderState(NamedTuple):
         held: what the receiver holds.
         places: float32 [K + some, S], the warm basis.
         features: float32 [J + some, C].
+        missed: float32 scalar, the bytes that the warm basis would have saved since the receiver got the one it holds.
     """
 
     held: Basis
     places: Array
     features: Array
+    missed: Array
 
 
 def nsc_rd(
@@ -233,7 +246,7 @@ def nsc_rd(
         held, spare = _first_basis(empty(spec)), OVERSAMPLE * (sizes.row_bytes > 0)
         rows = first_rows(spec.shape, places, min(sizes.k + spare, sizes.s))
         features = jnp.eye(min(sizes.j + OVERSAMPLE, sizes.c), sizes.c, dtype=jnp.float32)
-        return SenderState(held, rows, features), held
+        return SenderState(held, rows, features, jnp.zeros((), jnp.float32)), held
 
     def compress(x, enc_state, side):
         whole, peak = views.over_peak(x.astype(jnp.float32))
@@ -248,13 +261,23 @@ def nsc_rd(
         sizes = _sizes(template)
         state = _follow(tensor, enc_state, sizes.row_bytes > 0, side.key)
         may_send = _affordable_rows(template, mean_bits, budget)
-        moved, codes = _basis_codes(template, state, jnp.sum(may_send, dtype=jnp.int32), budget)
-        new = _received(template, moved, codes)
-        in_new, in_held = (_analysis(tensor, basis.places, basis.features) for basis in (new, enc_state.held))
-        is_new = (moved > 0) & _is_better(in_new, in_held, may_send, moved >= sizes.feature_bytes)
-        held = _either(is_new, new, enc_state.held)
+        most, codes = _basis_codes(template, state, jnp.sum(may_send, dtype=jnp.int32), budget)
+        in_new, in_held = (
+            jnp.where(may_send[:, None, None], _analysis(tensor, basis.places, basis.features), 0.0)
+            for basis in (_received(template, most, codes), enc_state.held)
+        )
+        level = _level(in_new, budget - _least_bytes(template))
+        of_new, of_held = _worth(in_new, level), _worth(in_held, level)
+        moved = _worthy_bytes(sizes, most, of_new)
+        crosses = _rows_that_cross(sizes, moved)
+        gain = jnp.sum(jnp.where(crosses, of_new, 0.0)) - jnp.sum(of_held)
+        missed = jnp.maximum(enc_state.missed + gain, 0.0)
+        is_new = (moved > 0) & (missed >= PATIENCE * _price(moved, budget))
+        held = _either(is_new, _received(template, moved, codes), enc_state.held)
+        state = state._replace(missed=jnp.where(is_new, 0.0, missed))
         moved = jnp.where(is_new, moved, 0)
-        sent = _code(template, jnp.where(is_new, in_new, in_held), may_send[:, None], budget - moved, energy)
+        coefficients = jnp.where(is_new, jnp.where(crosses[..., None], in_new, 0.0), in_held)
+        sent = _code(template, coefficients, may_send[:, None], budget - moved, energy)
         # A message that is not finite, or that carries nothing, must not move what both ends hold.
         is_message = jnp.isfinite(peak) & (sent["rank"] > 0)
         held, state = _either(is_message, (held, state), (enc_state.held, enc_state))
@@ -295,13 +318,13 @@ def rate_penalty(x: Array, payload: Coded, state: SenderState) -> Array:
 def forget(state: SenderState, first: Basis) -> SenderState:
     """Returns a sender's state whose next message any receiver can read: for one that has missed a basis.
 
-    That message belongs to the first basis, or carries the warm one.
+    That message carries the warm basis, or belongs to the first one where the budget has no room for it.
 
     Args:
         state: the sender's.
         first: the basis that every receiver knows, what `init` gives the receiver.
     """
-    return state._replace(held=first)
+    return state._replace(held=first, missed=jnp.full_like(state.missed, jnp.inf))
 
 
 def support(payload: Coded, state: SenderState | Basis) -> Bases:
@@ -421,7 +444,7 @@ def _follow(tensor_bsc: Array, state: SenderState, learns: bool, key: Key) -> Se
     # Zeros say nothing of what comes after them.
     is_zero = ~jnp.any(tensor_bsc)
     places, features = jnp.where(is_zero, state.places, places), jnp.where(is_zero, state.features, features)
-    return SenderState(state.held, places, features)
+    return state._replace(places=places, features=features)
 
 
 def _moved_on(images: Array, rows: Array, key: Key) -> Array:
@@ -439,21 +462,41 @@ def _moved_on(images: Array, rows: Array, key: Key) -> Array:
     return linalg.orthonormal_rows((images + SHIFT * largest * left_in)[jnp.argsort(-lengths)], key)
 
 
-def _is_better(in_new_kjb: Array, in_held_kjb: Array, may_send_k: Array, has_all_features: Array | bool) -> Array:
-    """Returns whether a new basis is worth its bytes, by the coefficients in it and in the one that both ends hold.
+def _level(coefficients_kjb: Array, num_bytes: Array) -> Array:
+    """Returns the mean squared error of a coefficient to which so many bytes come, by reverse water-filling, float32.
 
-    It is where it holds more of the energy of the rows that may be sent, or needs fewer bits for what it holds; with
-    part of the features it must hold as much. (To ask that of part of the places as well was tried: gradients at 128x
-    lost a fifth more, for the rows that are left out lie below the level at which groups vanish.)
+    Args:
+        coefficients_kjb: float32 [K, J, B], Gaussian as far as this goes.
+        num_bytes: int32.
     """
-    after, before = (
-        jnp.where(may_send_k[:, None], jnp.mean(jnp.square(coefficients), axis=-1), 0.0)
-        for coefficients in (in_new_kjb, in_held_kjb)
-    )
-    level = MOVED * jnp.mean(after) + jnp.finfo(jnp.float32).tiny
-    bits_before, bits_after = (jnp.sum(jnp.log2(1 + energy / level)) for energy in (before, after))
-    may_hold_less = has_all_features | (jnp.sum(after) > (1 - MOVED) * jnp.sum(before))
-    return (jnp.sum(before) < (1 - MOVED) * jnp.sum(after)) | (may_hold_less & (bits_before > (1 + MOVED) * bits_after))
+    variance = _variances(coefficients_kjb)
+    peak = jnp.max(variance)
+    octaves = jnp.log2(variance / jnp.where(peak > 0, peak, 1.0)) / 2
+    num_bits = 8 * num_bytes.astype(jnp.float32) / coefficients_kjb.shape[-1]
+
+    def halve(_, carry):
+        low, high = carry
+        middle = (low + high) / 2
+        fits = jnp.sum(jnp.maximum(octaves - middle, 0.0)) <= num_bits
+        return jnp.where(fits, low, middle), jnp.where(fits, middle, high)
+
+    _, high = jax.lax.fori_loop(0, 20, halve, (jnp.float32(LOWEST_LEVEL), jnp.float32(0.0)))
+    return jnp.exp2(2 * high) * peak
+
+
+def _worth(coefficients_kjb: Array, level: Array) -> Array:
+    """Returns what sending every group is worth, float32 bytes [K, J].
+
+    A group of variance v above the level D costs log2(v / D) / 2 bits a coefficient and lowers its error from v to D;
+    where a budget is spent best, an error of 2 ln(2) D is worth a bit. So it gains ((v / D - 1) - ln(v / D)) / (2 ln 2)
+    bits: what one basis holds and another one does not, and what one tells in fewer groups, counts in one unit.
+    """
+    above = jnp.maximum(_variances(coefficients_kjb) / jnp.where(level > 0, level, 1.0), 1.0)
+    return coefficients_kjb.shape[-1] * (above - 1 - jnp.log(above)) / (16 * math.log(2))
+
+
+def _variances(coefficients_kjb: Array) -> Array:
+    return jnp.mean(jnp.square(coefficients_kjb), axis=-1)
 
 
 class Sizes(NamedTuple):
@@ -479,6 +522,31 @@ class Sizes(NamedTuple):
     def feature_bytes(self) -> int:
         """Bytes of all rows along features."""
         return self.j * self.feature_row_bytes
+
+
+def _worthy_bytes(sizes: Sizes, most: Array, worth_kj: Array) -> Array:
+    """Returns how many of `most` bytes of a basis to send, int32: rows that are worth their bytes within a while."""
+    worthy_k = jnp.sum(jnp.sum(worth_kj, axis=1) * WHILE >= sizes.row_bytes, dtype=jnp.int32)
+    worthy_j = jnp.sum(jnp.sum(worth_kj, axis=0) * WHILE >= sizes.feature_row_bytes, dtype=jnp.int32)
+    of_features = jnp.minimum(most, worthy_j * sizes.feature_row_bytes)
+    of_places = jnp.minimum(most - sizes.feature_bytes, worthy_k * sizes.row_bytes)
+    return jnp.where(of_places > 0, sizes.feature_bytes + of_places, of_features)
+
+
+def _rows_that_cross(sizes: Sizes, moved: Array) -> Array:
+    """Returns which groups a basis has of which `moved` bytes cross, bool [K, J]; first cosines are free."""
+    num_places = jnp.maximum(moved - sizes.feature_bytes, 0) // max(sizes.row_bytes, 1)
+    has_row = (num_places == 0) | (jnp.arange(sizes.k) < num_places)
+    return has_row[:, None] & (jnp.arange(sizes.j) < moved // sizes.feature_row_bytes)[None]
+
+
+def _price(moved: Array, budget: Array) -> Array:
+    """Returns what so many bytes of a budget are worth, float32 bytes: the more are taken, the more the next is missed.
+
+    The integral of the worth of a byte, the budget over what is left of it.
+    """
+    whole = jnp.maximum(budget.astype(jnp.float32), 1.0)
+    return -whole * jnp.log1p(-moved.astype(jnp.float32) / whole)
 
 
 def _sizes_of(shape: Shape, k: int, j: int, places: str) -> Sizes:
@@ -678,7 +746,7 @@ def _spreads(unit_kjb: Array) -> Array:
     squares = jnp.square(unit_kjb)
     energies = jnp.mean(squares, axis=-1, keepdims=True)
     # Groups count by how far they are above the level at which they vanish.
-    level = MOVED * jnp.max(energies) + jnp.finfo(jnp.float32).tiny
+    level = WEAK * jnp.max(energies) + jnp.finfo(jnp.float32).tiny
     weight = jnp.sum(energies / (energies + level))
     relative = jnp.sum(squares / (energies + level), axis=(0, 1)) / jnp.where(weight > 0, weight, 1.0)
     nearest = jnp.round(jnp.log2(relative + jnp.finfo(jnp.float32).tiny))
