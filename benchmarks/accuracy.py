@@ -74,7 +74,8 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
             for name, settings in {
                 "": {},
                 **{f" weight {weight}": {"compress.up.weight": weight} for weight in (0.01, 0.03, 0.1)},
-                **{f" energy {energy}": both(energy=energy) for energy in (0.98, 0.99, 0.995)},
+                " energy 0.99": both(energy=0.99),
+                " energy 0.99 weight 0.03": both(energy=0.99) | {"compress.up.weight": 0.03},
             }.items()
         },
     ),
