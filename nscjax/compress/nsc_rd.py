@@ -5,8 +5,8 @@ The cut tensor is seen as [B, S, C]: samples, places (pixels or tokens; 1 for ve
     Y[b, k, j] = sum_s sum_c P[k, s] Q[j, c] X[b, s, c]
 
 with orthonormal rows in P [K, S] and Q [J, C]: what the paper's adaptive subspace is, along two axes. They come from
-orthogonal iterations with a warm start, and cross when they have moved, as many rows as the budget affords; until the
-first time, P is a cosine transform and Q the identity, which every receiver knows. Places may be the slowest quarter of
+orthogonal iterations with a warm start, and cross when they are worth their bytes, as many rows as the budget affords;
+until then P is a cosine transform and Q the identity, which every receiver knows. Places may be the slowest quarter of
 the cosines along every axis instead of pixels: of images S is a sixteenth then, and a row of P hardly costs a byte. All
 coefficients are rounded with one step, which is reverse water-filling: groups of coefficients that lie below it vanish,
 and that is the adaptive rank. A group is a pair (k, j) of the whole batch; its class, its deviation in steps, and the

@@ -80,8 +80,7 @@ SETUPS = {
         (6, 6, 2),
         (),
         lambda: compress.Duplex(
-            up=compress.error_feedback(compress.nsc_rd(max_rank=4, weight=0.1, energy=0.9)),
-            down=compress.nsc_rd(max_rank=4, energy=0.9),
+            up=compress.nsc_rd(max_rank=4, weight=0.01, energy=0.9), down=compress.nsc_rd(max_rank=4, energy=0.9)
         ),
     ),
 }

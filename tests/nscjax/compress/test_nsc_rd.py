@@ -37,10 +37,6 @@ def smooth(seed=0, shape=SHAPE):
     return jnp.asarray(x.reshape(shape) + 0.01 * random.normal(size=shape), jnp.float32)
 
 
-ROWS = np.einsum("ks,kc->ksc", *(np.random.default_rng(97).normal(size=(3, size)) for size in (16, 6))).reshape(3, -1)
-"""Three images of one direction along places and one along features each."""
-
-
 def conversation(budget, tensors):
     """Returns [(payload, x_hat)] of messages in a row, and both ends' states after them."""
     enc, dec = RD.init(jax.random.key(0), spec(tensors[0]))
@@ -79,14 +75,14 @@ def test_a_basis_of_its_own_is_worth_its_bytes(monkeypatch):
     assert distortion(smooth(5), messages[-1][1]) < 0.3 * distortion(smooth(5), DECOMPRESS(payload, dec, side(110))[0])
 
 
-def test_rows_that_are_noise_do_not_cross():
-    random = np.random.default_rng(0)
-    low_rank = [jnp.asarray(random.normal(size=(8, 3)) @ ROWS, jnp.float32).reshape(SHAPE) for _ in range(8)]
-    messages, *_ = conversation(700, low_rank)
-    sent = {int(payload.moved) for payload, _ in messages} - {0}
-    assert sent
-    assert max(sent) <= 6 * 3 + 8 * 8  # three directions of the whole, hardly more of either axis
-    assert distortion(low_rank[-1], messages[-1][1]) < 0.01
+def test_rows_that_are_not_worth_their_bytes_do_not_cross():
+    sizes = rd._sizes_of(SHAPE, 16, 6, "learned")  # rows of 8 and 3 bytes, worth them within eight messages
+    worth = jnp.zeros((16, 6)).at[:3, :4].set(1.0)
+    assert rd._worthy_bytes(sizes, jnp.int32(1000), worth) == 6 * 3 + 3 * 8
+    assert rd._worthy_bytes(sizes, jnp.int32(6 * 3 + 2 * 8), worth) == 6 * 3 + 2 * 8
+    # Without room for all of the features there are none of the places.
+    assert rd._worthy_bytes(sizes, jnp.int32(5 * 3), worth) == 4 * 3
+    assert rd._worthy_bytes(sizes, jnp.int32(1000), 0.0 * worth) == 0
 
 
 def test_a_small_budget_has_some_rows_of_a_basis():

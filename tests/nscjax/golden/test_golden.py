@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from nscjax import compress, layout, wire
 from nscjax.compress.base import Dense
 from nscjax.compress.low_rank import Subspace
+from nscjax.compress.nsc_rd import forget
 from tests.nscjax.tensors import sealed
 
 HERE = pathlib.Path(__file__).parent
@@ -136,7 +137,9 @@ def made(name):
     x = jnp.asarray(np.random.default_rng(0).normal(size=SHAPE), jnp.float32)
     if name.startswith("dense"):
         return Dense(values=x.astype(name.split("_")[1]))
-    enc, _ = METHODS[name].init(jax.random.key(0), jax.ShapeDtypeStruct(x.shape, x.dtype))
+    enc, dec = METHODS[name].init(jax.random.key(0), jax.ShapeDtypeStruct(x.shape, x.dtype))
+    if name.startswith("coded"):
+        enc = forget(enc, dec)  # whose basis crosses
     budget_bytes = BUDGETS.get(name) or budget_of(
         METHODS[name].compress(x, enc, side_of(name, 0))[0], RANKS.get(name, 3)
     )
