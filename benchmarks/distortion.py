@@ -95,7 +95,7 @@ NSC_RD = {
     **{
         f"patience {patience}": Variant(instead=((nsc_rd, "PATIENCE", float(patience)),)) for patience in (0, 1, 4)
     },  # with 0 a basis crosses in every message
-    "all rows of a basis": Variant(instead=((nsc_rd, "WHILE", math.inf),)),
+    "all rows of a basis": Variant(instead=((nsc_rd, "WHILE", 1e30),)),
     "samples alike": Variant(instead=((nsc_rd, "_spreads", same_samples),)),
     "classes alike": Variant(instead=((entropy, "class_bits", same_classes),)),
     "no dead zone": Variant(instead=((entropy, "DEAD_ZONES", zones(-1.0)),)),

@@ -46,7 +46,7 @@ def used_keys(name: str, config: DirectionConfig) -> frozenset[str]:
     """Returns the names of the direction's config keys that have an effect."""
     used = parameters(name, config) | {"method", "feedback"}
     used |= {"ratio"} if config.method != "identity" else set()
-    used -= {"weight"} if name != "up" else set()  # the client's own loss is of what it sends
+    used -= {"weight"} if name in GRADIENTS else set()  # they have no loss of their sender's own
     return used | ({"feedback_decay"} if config.feedback == "across_steps" else set())
 
 
@@ -109,8 +109,8 @@ def build(
             f"compress.{name}: budget of a frame for a cut of {tuple(spec.shape)}", f"{budget} bytes",
             f"at least {least} bytes", _remedy(name, cap, least, measure.raw_bytes(spec.shape)),
         )  # fmt: skip
-    if compressor.penalty is not None and config.feedback == "per_sample":
-        remedy = f"Set compress.{name}.weight to 0 to train without the correction."
+    if compressor.penalty is not None and config.feedback == "per_sample" and name not in GRADIENTS:
+        remedy = f"Set compress.{name}.weight to 0 to train without the penalty."
         raise check.error(f"compress.{name}.feedback", "per_sample", f"another with {config.method}", remedy)
     wrapped = compress.with_feedback(compressor, config.feedback, decay=config.feedback_decay, num_samples=num_samples)
     return Direction(wrapped, cap, settings)

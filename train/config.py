@@ -80,7 +80,7 @@ class DirectionConfig:
         method: the compressor, `nsc_sl`, `nsc_rd`, `identity` or a peer's (`nscjax/compress/baselines`); a key that it
             does not use is ignored and named in the log.
         max_rank: most components that one message of low rank carries, at least 1.
-        energy: share of the squared norm that the components sent must hold, in (0, 1].
+        energy: share of the squared norm that the components sent must hold, in (0, 1]; of `nsc_rd`: that is enough.
         factor_bits: most bits of one entry of a factor.
         iterations: subspace iterations for one message, 1 to 100.
         feedback: where the residual goes: nowhere, into the next step, or back to its own sample.
@@ -99,8 +99,8 @@ class DirectionConfig:
         groups: of `sl_acc`: groups of channels; of `c3_sl`: sums of samples in one batch; at least 1.
         subvector: of `fedlite`: entries of a subvector, at least 1.
         most_bits: of `fedlite`: the most bits of a subvector that a budget may choose, 1 to 16.
-        weight: of `fedlite`: of the correction of the client's gradient; of `nsc_rd`: of the rate penalty in the
-            client's loss; of an uplink alone, at least 0.
+        weight: of `fedlite`: of the correction of the sender's gradient; of `nsc_rd`: of the rate penalty in the
+            sender's loss; of activations alone, at least 0.
         max_features: of `nsc_rd`: the most rows of the basis along features (`max_rank`: along places), at least 1.
         mean_bits: of `nsc_rd`: bits of a coefficient with which a budget's rows of places are counted, at least 0.
         places: of `nsc_rd`: the basis along places, `learned`, `slow` (learned among the slowest quarter of the

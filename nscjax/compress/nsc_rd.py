@@ -212,9 +212,11 @@ def nsc_rd(
             is 0 or 1.
         places: the basis along places: "learned"; "slow", learned among the slowest quarter of the cosines along every
             axis, beyond which nothing crosses; or "cosines", the slowest ones, which cost no bytes.
-        energy: share of the squared norm of the coefficients that is enough, in (0, 1]: a frame is no larger than that
-            takes. At 1 frames fill their budget.
-        weight: of the rate penalty in the sender's own loss, >= 0, see `rate_penalty`; 0 leaves it out. Of an uplink.
+        energy: share of the tensor's squared norm that is enough, in (0, 1]: a frame is hardly larger than that takes.
+            At 1 frames fill their budget. Of "slow" places it is the share of the slow part, of a gradient of what lies
+            in the groups of its uplink.
+        weight: of the rate penalty in the sender's own loss, >= 0, see `rate_penalty`; 0 leaves it out. Of activations
+            alone: gradients have no such loss.
 
     Raises:
         InputError: an argument out of range.
@@ -255,35 +257,21 @@ def nsc_rd(
             known = side.support
             template = _empty(x, known.is_sent.shape[0], known.is_sent.shape[1], known.kind)
             coefficients = _analysis(_seen(whole, known.kind), known.places, known.features)
-            sent = _code(template, coefficients, known.is_sent, budget, energy)
+            enough = _enough(jnp.where(known.is_sent[..., None], coefficients, 0.0), energy)
+            sent = _code(template, coefficients, known.is_sent, budget, enough)
             return _scaled(template, sent, peak), enc_state
         template, tensor = empty(x), _seen(whole, places)
         sizes = _sizes(template)
         state = _follow(tensor, enc_state, sizes.row_bytes > 0, side.key)
         may_send = _affordable_rows(template, mean_bits, budget)
-        most, codes = _basis_codes(template, state, jnp.sum(may_send, dtype=jnp.int32), budget)
-        in_new, in_held = (
-            jnp.where(may_send[:, None, None], _analysis(tensor, basis.places, basis.features), 0.0)
-            for basis in (_received(template, most, codes), enc_state.held)
-        )
-        level = _level(in_new, budget - _least_bytes(template))
-        of_new, of_held = _worth(in_new, level), _worth(in_held, level)
-        moved = _worthy_bytes(sizes, most, of_new)
-        crosses = _rows_that_cross(sizes, moved)
-        gain = jnp.sum(jnp.where(crosses, of_new, 0.0)) - jnp.sum(of_held)
-        missed = jnp.maximum(enc_state.missed + gain, 0.0)
-        is_new = (moved > 0) & (missed >= PATIENCE * _price(moved, budget))
-        held = _either(is_new, _received(template, moved, codes), enc_state.held)
-        state = state._replace(missed=jnp.where(is_new, 0.0, missed))
-        moved = jnp.where(is_new, moved, 0)
-        coefficients = jnp.where(is_new, jnp.where(crosses[..., None], in_new, 0.0), in_held)
-        sent = _code(template, coefficients, may_send[:, None], budget - moved, energy)
+        state, moved, codes, coefficients = _next_basis(template, tensor, state, may_send, budget, energy)
+        sent = _code(template, coefficients, may_send[:, None], budget - moved, _enough(tensor, energy))
         # A message that is not finite, or that carries nothing, must not move what both ends hold.
         is_message = jnp.isfinite(peak) & (sent["rank"] > 0)
-        held, state = _either(is_message, (held, state), (enc_state.held, enc_state))
+        state = _either(is_message, state, enc_state)
         moved = jnp.where(is_message, moved, 0)
-        basis = {"version": held.version, "moved": moved, "basis": _crossing(codes, moved)}
-        return _scaled(template, sent | basis, peak), state._replace(held=held)
+        basis = {"version": state.held.version, "moved": moved, "basis": _crossing(codes, moved)}
+        return _scaled(template, sent | basis, peak), state
 
     def min_bytes(spec):
         return _least_bytes(empty(spec))
@@ -297,9 +285,9 @@ def nsc_rd(
 def rate_penalty(x: Array, payload: Coded, state: SenderState) -> Array:
     """Returns the logarithm of a message's size as a differentiable function of the tensor, float32 scalar.
 
-    The size is that of Gaussian coefficients y above the noise of the message's step, half a bit for every doubling of
-    1 + y^2 / noise with noise = step^2 / 12. As a logarithm it weighs shares of the bytes: with weight w, half of them
-    are worth 0.7 w nats of the loss.
+    The size is that of Gaussian coefficients y, in the rows of places that the message has, above the noise of its
+    step, half a bit for every doubling of 1 + y^2 / noise with noise = step^2 / 12. As a logarithm it weighs shares of
+    the bytes: with weight w, half of them are worth 0.7 w nats of the loss.
 
     Args:
         x: the cut tensor.
@@ -311,14 +299,15 @@ def rate_penalty(x: Array, payload: Coded, state: SenderState) -> Array:
     """
     tensor = _seen(x.astype(jnp.float32), payload.places)
     step = payload.peak * jnp.exp2(-payload.step.astype(jnp.float32) / STEPS_AN_OCTAVE)
-    in_steps = _analysis(tensor / jnp.where(step > 0, step, 1.0), state.held.places, state.held.features)
-    return jnp.log1p(jnp.sum(jnp.log2(1 + 12 * jnp.square(in_steps))) / 2)
+    in_steps = _analysis(jnp.where(step > 0, tensor, 0.0) / jnp.where(step > 0, step, 1.0), *state.held[:2])
+    has_row = jnp.any(payload.groups[1:, :, 0] > 0, axis=1)
+    return jnp.log1p(jnp.sum(jnp.where(has_row[:, None, None], jnp.log2(1 + 12 * jnp.square(in_steps)), 0.0)) / 2)
 
 
 def forget(state: SenderState, first: Basis) -> SenderState:
     """Returns a sender's state whose next message any receiver can read: for one that has missed a basis.
 
-    That message carries the warm basis, or belongs to the first one where the budget has no room for it.
+    That message carries the warm basis, or belongs to the first one: where the budget has no room, or it is no better.
 
     Args:
         state: the sender's.
@@ -462,22 +451,26 @@ def _moved_on(images: Array, rows: Array, key: Key) -> Array:
     return linalg.orthonormal_rows((images + SHIFT * largest * left_in)[jnp.argsort(-lengths)], key)
 
 
-def _level(coefficients_kjb: Array, num_bytes: Array) -> Array:
+def _level(coefficients_kjb: Array, num_bytes: Array, energy: float) -> Array:
     """Returns the mean squared error of a coefficient to which so many bytes come, by reverse water-filling, float32.
 
     Args:
         coefficients_kjb: float32 [K, J, B], Gaussian as far as this goes.
         num_bytes: int32.
+        energy: share of the energy that is enough, in (0, 1]: the level is no lower.
     """
     variance = _variances(coefficients_kjb)
     peak = jnp.max(variance)
-    octaves = jnp.log2(variance / jnp.where(peak > 0, peak, 1.0)) / 2
+    unit = variance / jnp.where(peak > 0, peak, 1.0)
+    octaves = jnp.log2(unit) / 2
     num_bits = 8 * num_bytes.astype(jnp.float32) / coefficients_kjb.shape[-1]
 
     def halve(_, carry):
         low, high = carry
         middle = (low + high) / 2
         fits = jnp.sum(jnp.maximum(octaves - middle, 0.0)) <= num_bits
+        if energy < 1:
+            fits &= jnp.sum(jnp.minimum(unit, jnp.exp2(2 * middle))) >= (1 - energy) * jnp.sum(unit)
         return jnp.where(fits, low, middle), jnp.where(fits, middle, high)
 
     _, high = jax.lax.fori_loop(0, 20, halve, (jnp.float32(LOWEST_LEVEL), jnp.float32(0.0)))
@@ -525,19 +518,16 @@ class Sizes(NamedTuple):
 
 
 def _worthy_bytes(sizes: Sizes, most: Array, worth_kj: Array) -> Array:
-    """Returns how many of `most` bytes of a basis to send, int32: rows that are worth their bytes within a while."""
+    """Returns how many of `most` bytes of a basis to send, int32.
+
+    As many rows along places as are worth their bytes within a while, after all rows along features; where none is, as
+    many of those as are.
+    """
     worthy_k = jnp.sum(jnp.sum(worth_kj, axis=1) * WHILE >= sizes.row_bytes, dtype=jnp.int32)
     worthy_j = jnp.sum(jnp.sum(worth_kj, axis=0) * WHILE >= sizes.feature_row_bytes, dtype=jnp.int32)
     of_features = jnp.minimum(most, worthy_j * sizes.feature_row_bytes)
     of_places = jnp.minimum(most - sizes.feature_bytes, worthy_k * sizes.row_bytes)
     return jnp.where(of_places > 0, sizes.feature_bytes + of_places, of_features)
-
-
-def _rows_that_cross(sizes: Sizes, moved: Array) -> Array:
-    """Returns which groups a basis has of which `moved` bytes cross, bool [K, J]; first cosines are free."""
-    num_places = jnp.maximum(moved - sizes.feature_bytes, 0) // max(sizes.row_bytes, 1)
-    has_row = (num_places == 0) | (jnp.arange(sizes.k) < num_places)
-    return has_row[:, None] & (jnp.arange(sizes.j) < moved // sizes.feature_row_bytes)[None]
 
 
 def _price(moved: Array, budget: Array) -> Array:
@@ -557,6 +547,44 @@ def _sizes_of(shape: Shape, k: int, j: int, places: str) -> Sizes:
 
 def _sizes(payload: Coded) -> Sizes:
     return _sizes_of(payload.shape, payload.groups.shape[0] - 1, payload.groups.shape[1], payload.places)
+
+
+def _next_basis(
+    template: Coded, tensor_bsc: Array, state: SenderState, may_send_k: Array, budget: Array, energy: float
+) -> tuple[SenderState, Array, Array, Array]:
+    """Chooses the basis of a message: the held one, the first one, which costs nothing, or the warm one if it is due.
+
+    Args:
+        template: the payload's layout.
+        tensor_bsc: float32 [B, S, C].
+        state: the sender's, which has seen the tensor.
+        may_send_k: bool [K], the rows along places that may be sent.
+        budget: int32, the largest frame.
+        energy: share of the energy that is enough.
+
+    Returns:
+        (state, the bytes of a new basis that cross, the codes of all rows, coefficients [K, J, B] in the basis chosen).
+    """
+    sizes = _sizes(template)
+    most, codes = _basis_codes(template, state, jnp.sum(may_send_k, dtype=jnp.int32), budget)
+
+    def seen_in(basis: Basis) -> Array:
+        return jnp.where(may_send_k[:, None, None], _analysis(tensor_bsc, basis.places, basis.features), 0.0)
+
+    held, first, warm = state.held, _first_basis(template), _received(template, most, codes)
+    in_held, in_first, in_warm = seen_in(held), seen_in(first), seen_in(warm)
+    level = _level(jnp.where(most > 0, in_warm, in_held), budget - _least_bytes(template), energy)
+    moved = _worthy_bytes(sizes, most, _worth(in_warm, level))
+    new = _received(template, moved, codes)
+    in_new = seen_in(new)
+    of_held, of_first, of_new = (jnp.sum(_worth(coefficients, level)) for coefficients in (in_held, in_first, in_new))
+    held, in_held = _either(of_first > of_held, (first, in_first), (held, in_held))
+    gain = jnp.where(moved > 0, of_new - jnp.maximum(of_held, of_first), 0.0)
+    missed = state.missed + jnp.maximum(gain, 0.0)
+    is_due = (gain > 0) & (missed >= PATIENCE * _price(moved, budget))
+    held, coefficients = _either(is_due, (new, in_new), (held, in_held))
+    state = state._replace(held=held, missed=jnp.where(is_due, 0.0, missed))
+    return state, jnp.where(is_due, moved, 0), codes, coefficients
 
 
 def _basis_codes(template: Coded, state: SenderState, num_rows: Array, budget: Array) -> tuple[Array, Array]:
@@ -643,15 +671,17 @@ def _empty(spec: jax.ShapeDtypeStruct | Array, k: int, j: int, places: str) -> C
     return Coded(**arrays, shape=tuple(spec.shape), dtype=dtype, places=places)
 
 
-def _code(template: Coded, coefficients_kjb: Array, may_send_kj: Array, room: Array, energy: float) -> dict[str, Array]:
-    """Returns the fields of the finest frame that fits and holds no more energy than is enough.
+def _code(
+    template: Coded, coefficients_kjb: Array, may_send_kj: Array, room: Array, enough: Array | None
+) -> dict[str, Array]:
+    """Returns the fields of the finest frame that fits, and is no finer than is enough.
 
     Args:
         template: the payload's layout.
         coefficients_kjb: float32 [K, J, B].
         may_send_kj: bool, broadcasts to [K, J], the groups that may be sent.
         room: int32, the largest frame without a new basis.
-        energy: share of the energy that is enough, in (0, 1].
+        enough: float32, the energy of the coefficients that it is enough to hold, or None.
     """
     coefficients = jnp.where(may_send_kj[..., None], coefficients_kjb, 0.0)
     peak = jnp.max(jnp.abs(coefficients))
@@ -667,8 +697,8 @@ def _code(template: Coded, coefficients_kjb: Array, may_send_kj: Array, room: Ar
         middle = (low + high) // 2
         tried = _quantised(unit, middle, spreads, log_deviation)
         fits = (middle >= 0) & (tried.size <= room_bytes)
-        if energy < 1:
-            fits &= _lost(unit, tried, middle) >= (1 - energy) * total
+        if enough is not None:
+            fits &= total - _lost(unit, tried, middle) <= enough / jnp.where(peak > 0, jnp.square(peak), 1.0)
         # What was counted is what is sent: made anew, it might be rounded in another way.
         return jnp.where(fits, middle, low), jnp.where(fits, high, middle), _either(fits, tried, best)
 
@@ -780,6 +810,11 @@ def _values(symbols_kjb: Array, own_kjb: Array, step: Array) -> Array:
     beyond = jnp.asarray(entropy.centroids())[own_kjb]
     values = jnp.where(symbols == 0, 0.0, symbols + jnp.sign(symbols) * beyond)
     return values * jnp.exp2(-step.astype(jnp.float32) / STEPS_AN_OCTAVE)
+
+
+def _enough(whole: Array, energy: float) -> Array | None:
+    """Returns so large a share of an array's energy, float32 scalar, or None for all of it."""
+    return energy * jnp.sum(jnp.square(whole)) if energy < 1 else None
 
 
 def _lost(unit_kjb: Array, sent: Quantised, step: Array) -> Array:

@@ -151,6 +151,7 @@ def test_keys_without_effect_are_not_among_those_used():
     assert "feedback_decay" in compression.used_keys("up", DirectionConfig(feedback="across_steps"))
     assert compression.used_keys("up", DirectionConfig(method="identity")) == {"method", "feedback"}
     assert "weight" in compression.used_keys("up", DirectionConfig(method="nsc_rd"))
+    assert "weight" in compression.used_keys("second_down", DirectionConfig(method="nsc_rd"))
     assert "weight" not in compression.used_keys("down", DirectionConfig(method="nsc_rd"))
 
 

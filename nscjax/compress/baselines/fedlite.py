@@ -121,7 +121,7 @@ def fedlite(
 
     def penalty(x, payload, enc_state):
         del enc_state
-        lost = x.astype(jnp.float32) - decompress(payload, (), None)[0].astype(jnp.float32)
+        lost = x.astype(jnp.float32) - jax.lax.stop_gradient(decompress(payload, (), None)[0]).astype(jnp.float32)
         return weight / 2 * jnp.sum(jnp.square(lost)) / x.shape[0]
 
     return Compressor(init, compress, decompress, layout.num_bytes, min_bytes, penalty=penalty if weight > 0 else None)

@@ -275,10 +275,63 @@ def test_a_basis_is_worth_more_with_more_of_the_energy_or_in_fewer_groups():
 @pytest.mark.parametrize("budget", [50, 150])
 def test_the_level_is_that_of_reverse_water_filling(budget):
     coefficients = jax.random.normal(jax.random.key(0), (4, 6, 8)) * 2.0 ** -jnp.arange(4.0)[:, None, None]
-    level = rd._level(coefficients, jnp.int32(budget))
+    level = rd._level(coefficients, jnp.int32(budget), 1.0)
     variance = jnp.mean(coefficients**2, axis=-1)
     bits = 8 * jnp.sum(jnp.maximum(jnp.log2(variance / level), 0.0)) / 2
     np.testing.assert_allclose(bits, 8 * budget, rtol=1e-2)
+
+
+def test_the_level_is_no_lower_than_the_energy_asks_for():
+    coefficients = jax.random.normal(jax.random.key(0), (4, 6, 8)) * 2.0 ** -jnp.arange(4.0)[:, None, None]
+    level = float(rd._level(coefficients, jnp.int32(150), 0.9))
+    variance = np.mean(np.square(coefficients), axis=-1)
+    np.testing.assert_allclose(np.sum(np.minimum(variance, level)), 0.1 * np.sum(variance), rtol=1e-2)
+
+
+def drawn(shape, seed):
+    return normal(shape, seed=seed)
+
+
+def rough(shape, seed):
+    """Images without slow directions of their own, of one feature more than of others."""
+    return normal(shape, seed=seed) * jnp.broadcast_to(2.0 ** -jnp.arange(float(shape[-1])), shape)
+
+
+@pytest.mark.parametrize("tensors", [drawn, rough])
+@pytest.mark.parametrize(
+    ("shape", "budget", "mean_bits"), [((256, 8, 8, 4), 1219, 0), ((64, 8, 8, 4), 700, 2), ((64, 9), 200, 0)], ids=str
+)
+def test_what_is_sent_is_what_the_receiver_sees_in_its_basis(tensors, shape, budget, mean_bits):
+    """Whichever basis crosses, whole, in part, along features alone, or none."""
+    compressor = nsc_rd(mean_bits=mean_bits)
+    enc, dec = compressor.init(jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))
+    send, receive = jax.jit(compressor.compress), jax.jit(compressor.decompress)
+    for step in range(8):
+        x = tensors(shape, step)
+        if step == 4:
+            enc = forget(enc, compressor.init(jax.random.key(0), spec(x))[1])
+        payload, enc = send(x, enc, side(budget, step))
+        x_hat, dec = receive(payload, dec, side(budget, step))
+        jax.tree.map(np.testing.assert_array_equal, enc.held, dec)
+        assert jnp.vdot(x, x_hat) > 0.5 * jnp.vdot(x_hat, x_hat) > 0
+
+
+def test_a_basis_that_has_become_worse_than_the_first_one_is_left_for_it(monkeypatch):
+    monkeypatch.setattr(rd, "AFFORDABLE", 0.0)
+    enc, dec = RD.init(jax.random.key(0), spec(smooth()))
+    codes = rd._row_codes(jnp.eye(6)[:1].repeat(6, 0)), rd._row_codes(jnp.eye(16)[:1].repeat(16, 0))
+    empty = rd._empty(smooth(), 16, 6, "learned")
+    poor = rd._received(empty, jnp.int32(6 * 3 + 8), jnp.concatenate(codes))
+    payload, enc = jax.jit(nsc_rd(max_rank=16).compress)(smooth(), enc._replace(held=poor), side(110))
+    assert (int(payload.version), int(payload.moved)) == (0, 0)
+    assert distortion(smooth(), DECOMPRESS(payload, poor, side())[0]) < 1
+    jax.tree.map(np.testing.assert_array_equal, enc.held, dec)
+
+
+def test_a_message_without_room_for_a_basis_does_not_forget_what_was_missed():
+    enc, _ = RD.init(jax.random.key(0), spec(smooth()))
+    enc = enc._replace(missed=jnp.float32(50))
+    assert COMPRESS(smooth(), enc, side(RD.min_bytes(spec(smooth())) + 1))[1].missed == enc.missed
 
 
 def test_a_byte_of_a_basis_is_dearer_the_more_of_them_a_budget_gives():
@@ -518,6 +571,12 @@ def test_the_rate_penalty_is_finite_whatever_the_tensor(scale, budget, places):
     assert jnp.isfinite(value)
     assert jnp.all(jnp.isfinite(grad))
     assert scale > 0 or not jnp.any(grad)
+
+
+def test_the_rate_penalty_of_what_has_no_row_is_nothing():
+    x = jnp.asarray(np.indices(SHAPE).sum(0) % 2 * 2.0 - 1) * 1e19  # the fastest cosine
+    penalty, _ = penalised(x, places="cosines", budget=110)
+    assert jnp.isfinite(penalty(x))
 
 
 def test_without_a_weight_there_is_no_penalty():
