@@ -187,7 +187,10 @@ def test_inside_jit_the_next_state_is_passed_on_unchecked():
 
 
 def test_a_penalty_is_refused():
-    penalty = lambda x, payload, state: jnp.sum(x**2)  # noqa: E731
+    def penalty(x, payload, state):
+        del payload, state
+        return jnp.sum(x**2)
+
     with pytest.raises(
         check.InputError, match=r"allowed: None\. Add the penalty to your own loss, or use nscjax\.split\."
     ):
