@@ -93,7 +93,7 @@ NSC_RD = {
     "default": Variant(),
     "no basis is sent": Variant(instead=((nsc_rd, "AFFORDABLE", -1.0),)),
     **{
-        f"patience {patience}": Variant(instead=((nsc_rd, "PATIENCE", float(patience)),)) for patience in (0, 1, 4)
+        f"patience {patience}": Variant(instead=((nsc_rd, "PATIENCE", float(patience)),)) for patience in (0, 0.5, 2)
     },  # with 0 a basis crosses in every message
     "all rows of a basis": Variant(instead=((nsc_rd, "WHILE", 1e30),)),
     "samples alike": Variant(instead=((nsc_rd, "_spreads", same_samples),)),

@@ -54,10 +54,9 @@ OVERSAMPLE = 4
 AFFORDABLE = 0.7
 """Share of a budget that a new basis may take."""
 
-PATIENCE = 2.0
-"""How many times its price a new basis must have been missed before it is sent. Paying when as much as the price is
-lost is what costs at most twice the best that hindsight could do; what is missed is counted on messages that the newest
-basis has just learned from, and is less on the next ones."""
+PATIENCE = 1.0
+"""How many times its price a new basis must have been missed before it is sent: who pays when as much as the price is
+lost pays at most twice what hindsight would have."""
 
 WHILE = 8
 """Messages within which a row of a basis must be worth its bytes."""
@@ -264,10 +263,8 @@ def nsc_rd(
             sent = _code(template, coefficients, known.is_sent, budget, enough)
             return _scaled(template, sent, peak), enc_state
         template, tensor = empty(x), _seen(whole, places)
-        sizes = _sizes(template)
-        state = _follow(tensor, enc_state, sizes.row_bytes > 0, side.key)
         may_send = _affordable_rows(template, mean_bits, budget)
-        state, moved, codes, coefficients = _next_basis(template, tensor, state, may_send, budget, energy)
+        state, moved, codes, coefficients = _next_basis(template, tensor, enc_state, may_send, budget, energy, side.key)
         sent = _code(template, coefficients, may_send[:, None], budget - moved, _enough(tensor, energy))
         # A message that is not finite, or that carries nothing, must not move what both ends hold.
         is_message = jnp.isfinite(peak) & (sent["rank"] > 0)
@@ -553,61 +550,74 @@ def _sizes(payload: Coded) -> Sizes:
 
 
 def _next_basis(
-    template: Coded, tensor_bsc: Array, state: SenderState, may_send_k: Array, budget: Array, energy: float
+    template: Coded, tensor_bsc: Array, state: SenderState, may_send_k: Array, budget: Array, energy: float, key: Key
 ) -> tuple[SenderState, Array, Array, Array]:
-    """Chooses the basis of a message: the held one, the first one, which costs nothing, or the warm one if it is due.
+    """Chooses the basis of a message: the held one, the first one, which costs nothing, or the newest if it is due.
+
+    What is missed is told by the warm basis as it was before the message: the newest one has learned the message's own
+    noise, and would always be the better of the two.
 
     Args:
         template: the payload's layout.
         tensor_bsc: float32 [B, S, C].
-        state: the sender's, which has seen the tensor.
+        state: the sender's.
         may_send_k: bool [K], the rows along places that may be sent.
         budget: int32, the largest frame.
         energy: share of the energy that is enough.
+        key: for rows that have lost the tensor.
 
     Returns:
         (state, the bytes of a new basis that cross, the codes of all rows, coefficients [K, J, B] in the basis chosen).
     """
     sizes = _sizes(template)
-    most, codes = _basis_codes(template, state, jnp.sum(may_send_k, dtype=jnp.int32), budget)
+    held, first = state.held, _first_basis(template)
 
     def seen_in(basis: Basis) -> Array:
         return jnp.where(may_send_k[:, None, None], _analysis(tensor_bsc, basis.places, basis.features), 0.0)
 
-    held, first, warm = state.held, _first_basis(template), _received(template, most, codes)
+    most = _affordable_bytes(template, jnp.sum(may_send_k, dtype=jnp.int32), budget)
+    warm = _received(template, most, _codes(template, state))
     in_held, in_first, in_warm = seen_in(held), seen_in(first), seen_in(warm)
     level = _level(jnp.where(most > 0, in_warm, in_held), budget - _least_bytes(template), energy)
     moved = _worthy_bytes(sizes, most, _worth(in_warm, level))
-    new = _received(template, moved, codes)
-    in_new = seen_in(new)
-    of_held, of_first, of_new = (jnp.sum(_worth(coefficients, level)) for coefficients in (in_held, in_first, in_new))
+    in_part = seen_in(_in_part(template, warm, moved))
+    of_held, of_first, of_part = (jnp.sum(_worth(seen, level)) for seen in (in_held, in_first, in_part))
     held, in_held = _either(of_first > of_held, (first, in_first), (held, in_held))
-    gain = jnp.where(moved > 0, of_new - jnp.maximum(of_held, of_first), 0.0)
+    gain = jnp.where(moved > 0, of_part - jnp.maximum(of_held, of_first), 0.0)
     missed = state.missed + jnp.maximum(gain, 0.0)
     is_due = (gain > 0) & (missed >= PATIENCE * _price(moved, budget))
-    held, coefficients = _either(is_due, (new, in_new), (held, in_held))
-    state = state._replace(held=held, missed=jnp.where(is_due, 0.0, missed))
+
+    newest = _follow(tensor_bsc, state, sizes.row_bytes > 0, key)
+    codes = _codes(template, newest)
+    new = _received(template, moved, codes)
+    held, coefficients = _either(is_due, (new, seen_in(new)), (held, in_held))
+    state = newest._replace(held=held, missed=jnp.where(is_due, 0.0, missed))
     return state, jnp.where(is_due, moved, 0), codes, coefficients
 
 
-def _basis_codes(template: Coded, state: SenderState, num_rows: Array, budget: Array) -> tuple[Array, Array]:
-    """Returns how many bytes of the warm bases are worth sending, 0 where the budget affords none, and all of them.
+def _affordable_bytes(template: Coded, num_rows: Array, budget: Array) -> Array:
+    """Returns how many bytes of a basis a budget affords, int32: whole rows, of places only after all of features.
 
     Args:
         template: the payload's layout.
-        state: the sender's.
         num_rows: int32, the rows along places that may be sent.
         budget: int32, the largest frame.
     """
     sizes = _sizes(template)
-    codes = _row_codes(state.features[: sizes.j])
     room = jnp.minimum((AFFORDABLE * budget.astype(jnp.float32)).astype(jnp.int32), budget - _least_bytes(template))
     room = jnp.maximum(room, 0)
     moved = jnp.minimum(room // sizes.feature_row_bytes, sizes.j) * sizes.feature_row_bytes
     if not sizes.row_bytes:
-        return moved, codes
+        return moved
     num_rows = jnp.minimum(num_rows, jnp.maximum(room - sizes.feature_bytes, 0) // sizes.row_bytes)
-    return moved + num_rows * sizes.row_bytes, jnp.concatenate([codes, _row_codes(state.places[: sizes.k])])
+    return moved + num_rows * sizes.row_bytes
+
+
+def _codes(template: Coded, state: SenderState) -> Array:
+    """Returns the codes of the warm bases, uint8, see `Coded.basis`."""
+    sizes = _sizes(template)
+    codes = _row_codes(state.features[: sizes.j])
+    return jnp.concatenate([codes, _row_codes(state.places[: sizes.k])]) if sizes.row_bytes else codes
 
 
 def _row_codes(rows: Array) -> Array:
@@ -624,21 +634,36 @@ def _rows_of(codes: Array, num_rows: int, length: int, num_sent: Array | int) ->
     Those that were not sent are zeros.
     """
     codes = jnp.stack([codes // 16, codes % 16], axis=-1).reshape(num_rows, -1)[:, :length]
-    rows = codes.astype(jnp.float32) - BASIS_MOST
-    return linalg.nearly_orthonormal_rows(jnp.where(jnp.arange(num_rows)[:, None] < num_sent, rows, 0.0))
+    return linalg.nearly_orthonormal_rows(_leading(codes.astype(jnp.float32) - BASIS_MOST, num_sent))
+
+
+def _leading(rows: Array, num: Array | int) -> Array:
+    """Returns rows with zeros for those beyond the first `num`."""
+    return jnp.where(jnp.arange(rows.shape[0])[:, None] < num, rows, 0.0)
 
 
 def _received(payload: Coded, moved: Array, codes: Array) -> Basis:
     """Returns the basis of which `moved` bytes of the codes have crossed; without rows along places the first ones."""
-    sizes, first = _sizes(payload), _first_basis(payload)
-    num_features = jnp.minimum(moved // sizes.feature_row_bytes, sizes.j)
+    sizes, places = _sizes(payload), _first_basis(payload).places
+    num_features, num_places = _num_rows(sizes, moved)
     features = _rows_of(codes[: sizes.feature_bytes], sizes.j, sizes.c, num_features)
-    basis = first._replace(features=features, version=_checksum(_crossing(codes, moved), moved))
-    if not sizes.row_bytes:
-        return basis
-    num_places = jnp.maximum(moved - sizes.feature_bytes, 0) // sizes.row_bytes
-    places = _rows_of(codes[sizes.feature_bytes :], sizes.k, sizes.s, num_places)
-    return basis._replace(places=jnp.where(num_places > 0, places, first.places))
+    if sizes.row_bytes:
+        learned = _rows_of(codes[sizes.feature_bytes :], sizes.k, sizes.s, num_places)
+        places = jnp.where(num_places > 0, learned, places)
+    return Basis(places, features, _checksum(_crossing(codes, moved), moved))
+
+
+def _in_part(template: Coded, basis: Basis, moved: Array) -> Basis:
+    """Returns a basis as it would be if only `moved` bytes of it had crossed."""
+    num_features, num_places = _num_rows(_sizes(template), moved)
+    places = jnp.where(num_places > 0, _leading(basis.places, num_places), _first_basis(template).places)
+    return basis._replace(places=places, features=_leading(basis.features, num_features))
+
+
+def _num_rows(sizes: Sizes, moved: Array) -> tuple[Array, Array]:
+    """Returns how many rows along features and along places are among the first `moved` bytes of a basis, int32."""
+    num_places = jnp.maximum(moved - sizes.feature_bytes, 0) // max(sizes.row_bytes, 1)
+    return jnp.minimum(moved // sizes.feature_row_bytes, sizes.j), num_places
 
 
 def _crossing(codes: Array, moved: Array) -> Array:

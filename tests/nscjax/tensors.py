@@ -12,6 +12,20 @@ PLENTY = 1 << 20
 """A budget, in bytes, that every tensor here fits."""
 
 
+class Counted:
+    """A function that counts how often JAX traces it.
+
+    The cache of a jitted function says less: all of them share one, which forgets in as long a run as the suite's.
+    """
+
+    def __init__(self, function):
+        self.function, self.num_traces = function, 0
+
+    def __call__(self, *args):
+        self.num_traces += 1
+        return self.function(*args)
+
+
 def normal(shape, dtype=jnp.float32, seed=0):
     """NumPy draws, for JAX would compile a generator for every shape."""
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)

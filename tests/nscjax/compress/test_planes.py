@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nscjax.compress import planes
+from tests.nscjax.tensors import Counted
 
 MOST = 5
 
@@ -33,12 +34,13 @@ def test_planes_are_most_significant_first():
 
 
 def test_bits_may_be_traced():
-    pack = jax.jit(lambda codes, bits: planes.pack(codes, bits, 4))
+    counted = Counted(lambda codes, bits: planes.pack(codes, bits, 4))
+    pack = jax.jit(counted)
     for bits in ([4, 0, 1], [1, 2, 3]):
         codes = rows_of(bits, 9)
         packed = pack(jnp.asarray(codes), jnp.asarray(bits))
         np.testing.assert_array_equal(planes.unpack(packed, jnp.asarray(bits), 4, 9), codes)
-    assert pack._cache_size() == 1
+    assert counted.num_traces == 1
 
 
 @pytest.mark.parametrize("num", [0, 1, 3, 4, 7, 12, 40])
