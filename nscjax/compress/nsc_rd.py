@@ -55,8 +55,11 @@ AFFORDABLE = 0.7
 """Share of a budget that a new basis may take."""
 
 PATIENCE = 1.0
-"""How many times its price a new basis must have been missed before it is sent: who pays when as much as the price is
-lost pays at most twice what hindsight would have."""
+"""How many times its price a new basis must have been missed before it is sent. Who pays for what stays good when as
+much as its price is lost pays at most twice what hindsight would have."""
+
+NEGLIGIBLE = 2.0**-16
+"""Share of a tensor's energy for which no basis crosses, were its bytes free."""
 
 WHILE = 8
 """Messages within which a row of a basis must be worth its bytes."""
@@ -183,7 +186,8 @@ class SenderState(NamedTuple):
         held: what the receiver holds.
         places: float32 [K + some, S], the warm basis.
         features: float32 [J + some, C].
-        missed: float32 scalar, the bytes that the warm basis would have saved since the receiver got the one it holds.
+        missed: float32 scalar, by how much less messages would have lost in the warm basis, the sum of shares of their
+            energy, since a basis last crossed.
     """
 
     held: Basis
@@ -264,14 +268,15 @@ def nsc_rd(
             return _scaled(template, sent, peak), enc_state
         template, tensor = empty(x), _seen(whole, places)
         may_send = _affordable_rows(template, mean_bits, budget)
-        state, moved, codes, coefficients = _next_basis(template, tensor, enc_state, may_send, budget, energy, side.key)
+        state, basis, moved, codes = _next_basis(template, tensor, enc_state, may_send, budget, energy, side.key)
+        coefficients = _analysis(tensor, basis.places, basis.features)
         sent = _code(template, coefficients, may_send[:, None], budget - moved, _enough(tensor, energy))
         # A message that is not finite, or that carries nothing, must not move what both ends hold.
         is_message = jnp.isfinite(peak) & (sent["rank"] > 0)
         state = _either(is_message, state, enc_state)
         moved = jnp.where(is_message, moved, 0)
-        basis = {"version": state.held.version, "moved": moved, "basis": _crossing(codes, moved)}
-        return _scaled(template, sent | basis, peak), state
+        crossing = {"version": basis.version, "moved": moved, "basis": _crossing(codes, moved)}
+        return _scaled(template, sent | crossing, peak), state
 
     def min_bytes(spec):
         return _least_bytes(empty(spec))
@@ -299,7 +304,10 @@ def rate_penalty(x: Array, payload: Coded, state: SenderState) -> Array:
     """
     tensor = _seen(x.astype(jnp.float32), payload.places)
     step = payload.peak * jnp.exp2(-payload.step.astype(jnp.float32) / STEPS_AN_OCTAVE)
-    in_steps = _analysis(jnp.where(step > 0, tensor, 0.0) / jnp.where(step > 0, step, 1.0), *state.held[:2])
+    basis = _basis_of(payload, state.held)
+    in_steps = _analysis(
+        jnp.where(step > 0, tensor, 0.0) / jnp.where(step > 0, step, 1.0), basis.places, basis.features
+    )
     has_row = jnp.any(payload.groups[1:, :, 0] > 0, axis=1)
     return jnp.log1p(jnp.sum(jnp.where(has_row[:, None, None], jnp.log2(1 + 12 * jnp.square(in_steps)), 0.0)) / 2)
 
@@ -307,7 +315,7 @@ def rate_penalty(x: Array, payload: Coded, state: SenderState) -> Array:
 def forget(state: SenderState, first: Basis) -> SenderState:
     """Returns a sender's state whose next message any receiver can read: for one that has missed a basis.
 
-    That message carries the warm basis, or belongs to the first one: where the budget has no room, or it is no better.
+    It belongs to the first basis, which every receiver knows, until a new one is better and has room, and so crosses.
 
     Args:
         state: the sender's.
@@ -323,11 +331,16 @@ def support(payload: Coded, state: SenderState | Basis) -> Bases:
         payload: of the uplink.
         state: either end's after that message.
     """
-    held = state.held if isinstance(state, SenderState) else state
+    basis = _basis_of(payload, state.held if isinstance(state, SenderState) else state)
     is_sent = payload.groups[1:, :, 0] > 0
     # A zero tensor sends no group, and a client whose units have all died would never hear of a gradient again.
     is_sent |= (payload.rank > 0) & ~jnp.any(is_sent)
-    return Bases(held.places, held.features, is_sent, payload.places)
+    return Bases(basis.places, basis.features, is_sent, payload.places)
+
+
+def _basis_of(payload: Coded, held: Basis) -> Basis:
+    """Returns the basis of a message's coefficients: what both ends hold after it, or the first one."""
+    return _either((payload.version == 0) & (payload.moved == 0), _first_basis(payload), held)
 
 
 def decompress(payload: Coded, dec_state: Basis, side) -> tuple[Array, Basis]:
@@ -339,10 +352,10 @@ def decompress(payload: Coded, dec_state: Basis, side) -> tuple[Array, Basis]:
     known, new = side.support, dec_state
     is_known = jnp.asarray(True)
     if not isinstance(known, Bases):
-        new = _either(payload.version == 0, _first_basis(payload), dec_state)
-        new = _either(payload.moved > 0, _received(payload, payload.moved, payload.basis), new)
-        is_known = _is_whole(payload) & (payload.version == new.version)
-        known = new = _either(is_known, new, dec_state)
+        new = _either(payload.moved > 0, _received(payload, payload.moved, payload.basis), dec_state)
+        known = _basis_of(payload, new)
+        is_known = _is_whole(payload) & (payload.version == known.version)
+        new = _either(is_known, new, dec_state)
     classes, spreads, symbols = _parts(payload.groups)
     step = jnp.clip(payload.step, 0, NUM_STEPS)
     values = _values(symbols, entropy.own_classes(classes, spreads), step)
@@ -451,30 +464,53 @@ def _moved_on(images: Array, rows: Array, key: Key) -> Array:
     return linalg.orthonormal_rows((images + SHIFT * largest * left_in)[jnp.argsort(-lengths)], key)
 
 
-def _level(coefficients_kjb: Array, num_bytes: Array, energy: float) -> Array:
-    """Returns the mean squared error of a coefficient to which so many bytes come, by reverse water-filling, float32.
+class Filled(NamedTuple):
+    """What bytes are good for in a basis, by reverse water-filling.
+
+    Attributes:
+        level: float32 scalar, the mean squared error of coefficients that have more than it.
+        lost: float32 scalar, the share of the tensor's energy that is not told.
+        num_bytes: float32 scalar, what that takes.
+    """
+
+    level: Array
+    lost: Array
+    num_bytes: Array
+
+
+def _filled(coefficients_kjb: Array, whole: Array, num_bytes: Array, energy: float = 1.0) -> Filled:
+    """Returns to what so many bytes come.
 
     Args:
         coefficients_kjb: float32 [K, J, B], Gaussian as far as this goes.
-        num_bytes: int32.
-        energy: share of the energy that is enough, in (0, 1]: the level is no lower.
+        whole: float32, the energy of the tensor: what the coefficients do not have of it is lost.
+        num_bytes: float32.
+        energy: share of the tensor's energy that is enough, in (0, 1].
     """
-    variance = _variances(coefficients_kjb)
+    variance, samples = _variances(coefficients_kjb), coefficients_kjb.shape[-1]
     peak = jnp.max(variance)
-    unit = variance / jnp.where(peak > 0, peak, 1.0)
+    peak = jnp.where(peak > 0, peak, 1.0)
+    unit, whole = variance / peak, whole / peak / samples
     octaves = jnp.log2(unit) / 2
-    num_bits = 8 * num_bytes.astype(jnp.float32) / coefficients_kjb.shape[-1]
+    most_bits = 8 * num_bytes / samples
+
+    def bits(level: Array) -> Array:
+        return jnp.sum(jnp.maximum(octaves - level, 0.0))
+
+    def lost(level: Array) -> Array:
+        return jnp.maximum(whole - jnp.sum(unit), 0.0) + jnp.sum(jnp.minimum(unit, jnp.exp2(2 * level)))
 
     def halve(_, carry):
         low, high = carry
         middle = (low + high) / 2
-        fits = jnp.sum(jnp.maximum(octaves - middle, 0.0)) <= num_bits
+        fits = bits(middle) <= most_bits
         if energy < 1:
-            fits &= jnp.sum(jnp.minimum(unit, jnp.exp2(2 * middle))) >= (1 - energy) * jnp.sum(unit)
+            fits &= lost(middle) >= (1 - energy) * whole
         return jnp.where(fits, low, middle), jnp.where(fits, middle, high)
 
     _, high = jax.lax.fori_loop(0, 20, halve, (jnp.float32(LOWEST_LEVEL), jnp.float32(0.0)))
-    return jnp.exp2(2 * high) * peak
+    share = lost(high) / jnp.maximum(whole, jnp.finfo(jnp.float32).tiny)
+    return Filled(jnp.exp2(2 * high) * peak, share, samples * bits(high) / 8)
 
 
 def _worth(coefficients_kjb: Array, level: Array) -> Array:
@@ -482,7 +518,7 @@ def _worth(coefficients_kjb: Array, level: Array) -> Array:
 
     A group of variance v above the level D costs log2(v / D) / 2 bits a coefficient and lowers its error from v to D;
     where a budget is spent best, an error of 2 ln(2) D is worth a bit. So it gains ((v / D - 1) - ln(v / D)) / (2 ln 2)
-    bits: what one basis holds and another one does not, and what one tells in fewer groups, counts in one unit.
+    bits.
     """
     above = jnp.maximum(_variances(coefficients_kjb) / jnp.where(level > 0, level, 1.0), 1.0)
     return coefficients_kjb.shape[-1] * (above - 1 - jnp.log(above)) / (16 * math.log(2))
@@ -517,26 +553,9 @@ class Sizes(NamedTuple):
         return self.j * self.feature_row_bytes
 
 
-def _worthy_bytes(sizes: Sizes, most: Array, worth_kj: Array) -> Array:
-    """Returns how many of `most` bytes of a basis to send, int32.
-
-    As many rows along places as are worth their bytes within a while, after all rows along features; where none is, as
-    many of those as are.
-    """
-    worthy_k = jnp.sum(jnp.sum(worth_kj, axis=1) * WHILE >= sizes.row_bytes, dtype=jnp.int32)
-    worthy_j = jnp.sum(jnp.sum(worth_kj, axis=0) * WHILE >= sizes.feature_row_bytes, dtype=jnp.int32)
-    of_features = jnp.minimum(most, worthy_j * sizes.feature_row_bytes)
-    of_places = jnp.minimum(most - sizes.feature_bytes, worthy_k * sizes.row_bytes)
-    return jnp.where(of_places > 0, sizes.feature_bytes + of_places, of_features)
-
-
-def _price(moved: Array, budget: Array) -> Array:
-    """Returns what so many bytes of a budget are worth, float32 bytes: the more are taken, the more the next is missed.
-
-    The integral of the worth of a byte, the budget over what is left of it.
-    """
-    whole = jnp.maximum(budget.astype(jnp.float32), 1.0)
-    return -whole * jnp.log1p(-moved.astype(jnp.float32) / whole)
+def _worthy_rows(worth_kj: Array, axis: int, row_bytes: int) -> Array:
+    """Returns how many rows along an axis of the groups are worth their bytes within a while, int32."""
+    return jnp.sum(jnp.sum(worth_kj, axis=1 - axis) * WHILE >= row_bytes, dtype=jnp.int32)
 
 
 def _sizes_of(shape: Shape, k: int, j: int, places: str) -> Sizes:
@@ -549,10 +568,24 @@ def _sizes(payload: Coded) -> Sizes:
     return _sizes_of(payload.shape, payload.groups.shape[0] - 1, payload.groups.shape[1], payload.places)
 
 
+class Candidate(NamedTuple):
+    """A part of the warm basis that may cross.
+
+    Attributes:
+        moved: int32 scalar, its bytes.
+        lost: float32 scalar, the share of a message's energy that is lost in it.
+        price: float32 scalar, by how much more where its bytes cross in the same message.
+    """
+
+    moved: Array
+    lost: Array
+    price: Array
+
+
 def _next_basis(
     template: Coded, tensor_bsc: Array, state: SenderState, may_send_k: Array, budget: Array, energy: float, key: Key
-) -> tuple[SenderState, Array, Array, Array]:
-    """Chooses the basis of a message: the held one, the first one, which costs nothing, or the newest if it is due.
+) -> tuple[SenderState, Basis, Array, Array]:
+    """Chooses the basis of a message: the held one, the first one, which costs nothing, or a new one if it is due.
 
     What is missed is told by the warm basis as it was before the message: the newest one has learned the message's own
     noise, and would always be the better of the two.
@@ -567,32 +600,57 @@ def _next_basis(
         key: for rows that have lost the tensor.
 
     Returns:
-        (state, the bytes of a new basis that cross, the codes of all rows, coefficients [K, J, B] in the basis chosen).
+        (state, the basis of the message, the bytes of it that cross, the codes of all rows).
     """
-    sizes = _sizes(template)
-    held, first = state.held, _first_basis(template)
+    sizes, first = _sizes(template), _first_basis(template)
+    whole = jnp.sum(jnp.square(tensor_bsc))
 
     def seen_in(basis: Basis) -> Array:
         return jnp.where(may_send_k[:, None, None], _analysis(tensor_bsc, basis.places, basis.features), 0.0)
 
+    room = (budget - _least_bytes(template)).astype(jnp.float32)
+    in_held, in_first = seen_in(state.held), seen_in(first)
+    of_held, of_first = (_filled(seen, whole, room, energy) for seen in (in_held, in_first))
+    is_first_better = of_first.lost < of_held.lost
+    now = _either(is_first_better, of_first, of_held)
+    if energy < 1:
+        room = now.num_bytes  # it has no use for more
+
     most = _affordable_bytes(template, jnp.sum(may_send_k, dtype=jnp.int32), budget)
     warm = _received(template, most, _codes(template, state))
-    in_held, in_first, in_warm = seen_in(held), seen_in(first), seen_in(warm)
-    level = _level(jnp.where(most > 0, in_warm, in_held), budget - _least_bytes(template), energy)
-    moved = _worthy_bytes(sizes, most, _worth(in_warm, level))
-    in_part = seen_in(_in_part(template, warm, moved))
-    of_held, of_first, of_part = (jnp.sum(_worth(seen, level)) for seen in (in_held, in_first, in_part))
-    held, in_held = _either(of_first > of_held, (first, in_first), (held, in_held))
-    gain = jnp.where(moved > 0, of_part - jnp.maximum(of_held, of_first), 0.0)
-    missed = state.missed + jnp.maximum(gain, 0.0)
-    is_due = (gain > 0) & (missed >= PATIENCE * _price(moved, budget))
+
+    def candidate(seen: Array, moved: Array) -> Candidate:
+        alone, beside = (_filled(seen, whole, num_bytes).lost for num_bytes in (room, room - moved.astype(jnp.float32)))
+        return Candidate(moved, jnp.where(moved > 0, alone, jnp.inf), jnp.maximum(beside - alone, NEGLIGIBLE))
+
+    seen = seen_in(_in_part(template, warm, jnp.minimum(most, sizes.feature_bytes)))
+    rows = _worthy_rows(_worth(seen, _filled(seen, whole, room).level), 1, sizes.feature_row_bytes)
+    moved = jnp.minimum(most, rows * sizes.feature_row_bytes)
+    best = candidate(_leading(seen, moved // sizes.feature_row_bytes, axis=1), moved)
+    if sizes.row_bytes:
+        seen = seen_in(warm)
+        rows = _worthy_rows(_worth(seen, _filled(seen, whole, room).level), 0, sizes.row_bytes)
+        rows = jnp.minimum(rows, _num_rows(sizes, most)[1])
+        both = candidate(_leading(seen, rows), jnp.where(rows > 0, sizes.feature_bytes + rows * sizes.row_bytes, 0))
+        best = _either(_within_a_while(both) < _within_a_while(best), both, best)
+
+    gain = jnp.where(best.moved > 0, now.lost - best.lost, 0.0)
+    # A budget without room for all rows says nothing against them.
+    affords_all = most >= sizes.feature_bytes + jnp.sum(may_send_k, dtype=jnp.int32) * sizes.row_bytes
+    missed = jnp.maximum(state.missed + jnp.where(affords_all, gain, jnp.maximum(gain, 0.0)), 0.0)
+    is_due = (gain > 0) & (missed >= PATIENCE * best.price)
 
     newest = _follow(tensor_bsc, state, sizes.row_bytes > 0, key)
     codes = _codes(template, newest)
-    new = _received(template, moved, codes)
-    held, coefficients = _either(is_due, (new, seen_in(new)), (held, in_held))
+    held = _either(is_due, _received(template, best.moved, codes), state.held)
+    basis = _either(is_first_better & ~is_due, first, held)
     state = newest._replace(held=held, missed=jnp.where(is_due, 0.0, missed))
-    return state, jnp.where(is_due, moved, 0), codes, coefficients
+    return state, basis, jnp.where(is_due, best.moved, 0), codes
+
+
+def _within_a_while(candidate: Candidate) -> Array:
+    """Returns what a message loses in a candidate that is sent once in a while."""
+    return candidate.lost + candidate.price / WHILE
 
 
 def _affordable_bytes(template: Coded, num_rows: Array, budget: Array) -> Array:
@@ -637,9 +695,10 @@ def _rows_of(codes: Array, num_rows: int, length: int, num_sent: Array | int) ->
     return linalg.nearly_orthonormal_rows(_leading(codes.astype(jnp.float32) - BASIS_MOST, num_sent))
 
 
-def _leading(rows: Array, num: Array | int) -> Array:
-    """Returns rows with zeros for those beyond the first `num`."""
-    return jnp.where(jnp.arange(rows.shape[0])[:, None] < num, rows, 0.0)
+def _leading(array: Array, num: Array | int, axis: int = 0) -> Array:
+    """Returns an array with zeros for what is beyond the first `num` along an axis."""
+    index = jnp.arange(array.shape[axis]).reshape(-1, *(1,) * (array.ndim - axis - 1))
+    return jnp.where(index < num, array, 0.0)
 
 
 def _received(payload: Coded, moved: Array, codes: Array) -> Basis:
@@ -790,7 +849,7 @@ def _affordable_rows(template: Coded, mean_bits: int, budget: Array) -> Array:
     rows, j, width = template.groups.shape
     row_bytes = max(mean_bits * j * (width - 1) // 8, 1)
     most = jnp.maximum((budget - layout.frame_bytes(template)) // row_bytes, 1)
-    return jnp.arange(rows - 1) < most
+    return jnp.arange(rows - 1) < (most if mean_bits else rows)
 
 
 def _parts(groups: Array) -> tuple[Array, Array, Array]:
