@@ -1,5 +1,6 @@
 """From the config to the compressors of both directions: method, view by calibration, rank in reach of the budget."""
 
+import dataclasses
 import functools
 import inspect
 import math
@@ -12,10 +13,13 @@ from nscjax import check, compress, measure
 from nscjax.compress import Compressor
 from nscjax.compress import view as views
 from nscjax.layout import MAX_BYTES
-from train.config import DirectionConfig
+from train.config import CompressConfig, DirectionConfig
 
-GRADIENTS = ("down", "second_up")
-"""The directions in which gradients travel."""
+GRADIENTS = {"down": "up", "second_up": "second_down"}
+"""The directions in which gradients travel, each with that of its activations."""
+
+FOLLOWED = {"nsc_rd": frozenset({"max_rank", "max_features", "mean_bits", "places"})}
+"""Keys of a method that a gradient has of its activations, where both are of it: it crosses in their subspace."""
 
 
 class Direction(NamedTuple):
@@ -48,6 +52,25 @@ def used_keys(name: str, config: DirectionConfig) -> frozenset[str]:
     used |= {"ratio"} if config.method != "identity" else set()
     used -= {"weight"} if name in GRADIENTS else set()  # they have no loss of their sender's own
     return used | ({"feedback_decay"} if config.feedback == "across_steps" else set())
+
+
+def followed_keys(name: str, config: CompressConfig) -> frozenset[str]:
+    """Returns the names of the keys that the direction `name` has of its activations instead of its own."""
+    if name not in GRADIENTS:
+        return frozenset()
+    own, there = getattr(config, name), getattr(config, GRADIENTS[name])
+    # What changes by sample has subspaces of its own (`nscjax.compress.delta`).
+    is_followed = own.method == there.method and "per_sample" not in (own.feedback, there.feedback)
+    return FOLLOWED.get(own.method, frozenset()) if is_followed else frozenset()
+
+
+def direction_of(name: str, config: CompressConfig) -> DirectionConfig:
+    """Returns the direction `name` as it is used: without a penalty, and as its activations, where it is a gradient."""
+    own = getattr(config, name)
+    if name not in GRADIENTS:
+        return own
+    there = getattr(config, GRADIENTS[name])
+    return dataclasses.replace(own, weight=None, **{key: getattr(there, key) for key in followed_keys(name, config)})
 
 
 def cap_bytes(config: DirectionConfig, spec: jax.ShapeDtypeStruct) -> int:
@@ -111,7 +134,8 @@ def build(
         )  # fmt: skip
     if compressor.penalty is not None and config.feedback == "per_sample" and name not in GRADIENTS:
         remedy = f"Set compress.{name}.weight to 0 to train without the penalty."
-        raise check.error(f"compress.{name}.feedback", "per_sample", f"another with {config.method}", remedy)
+        allowed = f"'none' or 'across_steps' with {config.method} and a weight above 0"
+        raise check.error(f"compress.{name}.feedback", "per_sample", allowed, remedy)
     wrapped = compress.with_feedback(compressor, config.feedback, decay=config.feedback_decay, num_samples=num_samples)
     return Direction(wrapped, cap, settings)
 
@@ -119,7 +143,7 @@ def build(
 def _remedy(name: str, cap: int, least: int, raw_bytes: int) -> str:
     """Returns what to do about a direction's budget below the least frame of `least` bytes."""
     if cap >= least:
-        return "Raise link.deadline_s, or lower link.latency_ms."
+        return "Raise link.deadline_s or the link's rate, or lower link.latency_ms."
     if raw_bytes < least:
         return f"Leave compress.{name}.ratio out, or set compress.{name}.method to 'identity'."
     return f"Lower compress.{name}.ratio to {raw_bytes // least} or less."

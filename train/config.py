@@ -79,7 +79,9 @@ class DirectionConfig:
     Attributes:
         method: the compressor, `nsc_sl`, `nsc_rd`, `identity` or a peer's (`nscjax/compress/baselines`); a key that it
             does not use is ignored and named in the log.
-        max_rank: most components that one message of low rank carries, at least 1.
+        max_rank: most components that one message of low rank carries, at least 1; of `nsc_rd`: the most rows of the
+            basis along places. Gradients of `nsc_rd` have this, `max_features`, `mean_bits` and `places` of their
+            activations.
         energy: share of the squared norm that the components sent must hold, in (0, 1]; of `nsc_rd`: that is enough.
         factor_bits: most bits of one entry of a factor.
         iterations: subspace iterations for one message, 1 to 100.
@@ -99,10 +101,11 @@ class DirectionConfig:
         groups: of `sl_acc`: groups of channels; of `c3_sl`: sums of samples in one batch; at least 1.
         subvector: of `fedlite`: entries of a subvector, at least 1.
         most_bits: of `fedlite`: the most bits of a subvector that a budget may choose, 1 to 16.
-        weight: of `fedlite`: of the correction of the sender's gradient; of `nsc_rd`: of the rate penalty in the
-            sender's loss; of activations alone, at least 0.
-        max_features: of `nsc_rd`: the most rows of the basis along features (`max_rank`: along places), at least 1.
-        mean_bits: of `nsc_rd`: bits of a coefficient with which a budget's rows of places are counted, at least 0.
+        weight: of `fedlite`: of the correction of the sender's gradient, by default 0.005; of `nsc_rd`: of the rate
+            penalty in the sender's loss, by default 0; of activations alone, at least 0.
+        max_features: of `nsc_rd`: the most rows of the basis along features, at least 1; by default 64.
+        mean_bits: of `nsc_rd`: bits of a coefficient with which a budget's rows of places are counted, at least 0: of
+            all rows; by default 2.
         places: of `nsc_rd`: the basis along places, `learned`, `slow` (learned among the slowest quarter of the
             cosines of either axis) or `cosines`.
         bands: of `dct`: the most bands of frequencies that get bits, the lowest first, at least 1; by default all.

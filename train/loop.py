@@ -364,12 +364,18 @@ def _announce(
     width = max(map(len, settings))
     for (way, own), cap in zip(settings.items(), caps, strict=True):
         direction, used = getattr(config.compress, way), ", ".join(f"{key} {value}" for key, value in own.items())
-        most = "no ratio given" if direction.ratio is None else f"at most {byte_size(cap)} a message"
-        told = [direction.method + (f" ({used})" if used else ""), most]
-        terminal.say(f"{way:>{width}}: {', '.join(told[:1] if direction.method == 'identity' else told)}")
+        told = [direction.method + (f" ({used})" if used else "")]
+        if direction.method != "identity":
+            told += ["no ratio given" if direction.ratio is None else f"at most {byte_size(cap)} a message"]
+            told += [f"feedback {direction.feedback}"] if direction.feedback != "none" else []
+        terminal.say(f"{way:>{width}}: {', '.join(told)}")
         unused = configs.unused_keys(explicit, way, compression.used_keys(way, direction))
         if unused:
-            terminal.say(f"      ignored, for {direction.method} does not use them: {', '.join(unused)}")
+            terminal.say(f"      ignored, for {direction.method} does not use them here: {', '.join(unused)}")
+        followed = [f"compress.{way}.{key}" for key in sorted(compression.followed_keys(way, config.compress))]
+        if followed := [key for key in followed if key in explicit]:
+            there = compression.GRADIENTS[way]
+            terminal.say(f"      ignored, for gradients have those of compress.{there}: {', '.join(followed)}")
     if len(settings) == 2:
         idle = [key for way in ("second_up", "second_down") for key in configs.unused_keys(explicit, way, ())]
         if idle:

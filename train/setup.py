@@ -121,7 +121,10 @@ def set_up(
     )
     ids = np.asarray(epoch_order(epoch_key(config.seed, 0), len(dataset.x_train)))[: config.train.batch_size]
     specs = _check_halves(model, inputs, client, server, dataset.x_train[ids], dataset.num_classes)
-    ways = config.compress.ways(model.tail_apply is not None)
+    ways = {
+        name: compression.direction_of(name, config.compress)
+        for name in config.compress.ways(model.tail_apply is not None)
+    }
     examples: Any = [spec for spec in specs for _ in range(2)]
     if views is None and "calibrate" in {direction.view for direction in ways.values()}:
         examples = crossing(model, inputs, client, server, dataset.x_train[ids], dataset.y_train[ids])

@@ -847,7 +847,7 @@ def _strongest(unit_kjb: Array, room_bytes: Array) -> Quantised:
 def _affordable_rows(template: Coded, mean_bits: int, budget: Array) -> Array:
     """Returns which rows of places a budget affords, bool [K]: the first ones, at least one."""
     rows, j, width = template.groups.shape
-    row_bytes = max(mean_bits * j * (width - 1) // 8, 1)
+    row_bytes = min(max(mean_bits * j * (width - 1) // 8, 1), np.iinfo(np.int32).max)
     most = jnp.maximum((budget - layout.frame_bytes(template)) // row_bytes, 1)
     return jnp.arange(rows - 1) < (most if mean_bits else rows)
 

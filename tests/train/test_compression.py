@@ -10,7 +10,7 @@ from nscjax.check import InputError
 from nscjax.compress import view as views
 from tests.train.runs import count_compilations
 from train import compression
-from train.config import DirectionConfig
+from train.config import CompressConfig, DirectionConfig
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -153,6 +153,19 @@ def test_keys_without_effect_are_not_among_those_used():
     assert "weight" in compression.used_keys("up", DirectionConfig(method="nsc_rd"))
     assert "weight" in compression.used_keys("second_down", DirectionConfig(method="nsc_rd"))
     assert "weight" not in compression.used_keys("down", DirectionConfig(method="nsc_rd"))
+
+
+def test_a_gradient_of_nsc_rd_has_the_frame_of_its_activations():
+    up = DirectionConfig(method="nsc_rd", max_features=5, places="slow", weight=0.1, ratio=8.0)
+    down = DirectionConfig(method="nsc_rd", max_rank=1, mean_bits=0, weight=0.5, energy=0.9, ratio=4.0)
+    config = CompressConfig(up=up, down=down, second_down=down, second_up=dataclasses.replace(up, method="nsc_sl"))
+    assert compression.direction_of("up", config) == up
+    assert compression.direction_of("down", config) == dataclasses.replace(up, weight=None, energy=0.9, ratio=4.0)
+    assert compression.direction_of("second_up", config) == dataclasses.replace(config.second_up, weight=None)
+    assert compression.followed_keys("down", config) == {"max_rank", "max_features", "mean_bits", "places"}
+    assert compression.followed_keys("up", config) == compression.followed_keys("second_up", config) == frozenset()
+    by_sample = dataclasses.replace(config, up=dataclasses.replace(up, weight=None, feedback="per_sample"))
+    assert compression.followed_keys("down", by_sample) == frozenset()
 
 
 @pytest.mark.parametrize("method", sorted(compress.METHODS))

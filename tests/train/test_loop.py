@@ -389,7 +389,7 @@ def test_keys_without_effect_are_named_once(left_alone):
     log = left_alone[1]
     assert "run: own, a model of your own, cut (8, 6)\n" in log
     assert "up: identity\n" in log
-    assert "ignored, for identity does not use them: compress.up.energy, compress.up.max_rank\n" in log
+    assert "ignored, for identity does not use them here: compress.up.energy, compress.up.max_rank\n" in log
     assert log.count("ignored") == 1
 
 

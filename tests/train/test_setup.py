@@ -69,6 +69,13 @@ def test_each_direction_has_its_own_settings():
     assert (settings["up"]["max_rank"], settings["down"]) == (2, {})
 
 
+def test_gradients_of_nsc_rd_are_set_up_as_their_activations():
+    up, down = (DirectionConfig(method="nsc_rd", max_features=most, mean_bits=bits) for most, bits in ((5, 1), (1, 3)))
+    _, settings = set_up(dataclasses.replace(OWN, compress=CompressConfig(up, down)))
+    assert settings["up"] == settings["down"] == {"energy": 1.0, "max_features": 5, "max_rank": 64, "mean_bits": 1,
+                                                  "places": "learned"}  # fmt: skip
+
+
 def test_views_are_measured_where_the_tensor_is():
     # Activations of rank one as [B, T * D], gradients of rank one as [B * T, D].
     random = np.random.default_rng(0)

@@ -147,6 +147,13 @@ def test_rows_that_are_not_worth_their_bytes_do_not_cross():
     assert rd._worthy_rows(worth, 1, 3 * rd.WHILE + 1) == 0
 
 
+@pytest.mark.parametrize(("mean_bits", "rows"), [(0, 16), (2, 1), (10**12, 1)])
+def test_a_budget_affords_rows_by_their_mean_bits(mean_bits, rows):
+    least = RD.min_bytes(spec(smooth()))
+    affords = rd._affordable_rows(rd._empty(smooth(), 16, 6, "learned"), mean_bits, jnp.int32(least))
+    assert affords.sum() == rows
+
+
 def test_a_small_budget_has_some_rows_of_a_basis():
     enc, dec = RD.init(jax.random.key(0), spec(smooth()))
     for seed in range(6):
