@@ -44,10 +44,10 @@ def one_of(name: str, given: Any, choices: Iterable[Any]) -> Any:
 
 
 def at_least(name: str, given: Any, least: Any) -> Any:
-    """Returns `given` if it is a number >= `least`; else raises an `InputError`."""
-    if isinstance(given, bool) or not isinstance(given, int | float) or not given >= least:
+    """Returns `given`, of any real type, as Python's if it is >= `least`; else raises an `InputError`."""
+    if not _is_real(given) or not given >= least:
         raise error(name, given, f"a number >= {least}")
-    return given
+    return _python(given)
 
 
 def count(name: str, given: Any, least: int) -> int:
@@ -58,7 +58,16 @@ def count(name: str, given: Any, least: int) -> int:
 
 
 def fraction(name: str, given: Any) -> Any:
-    """Returns `given` if 0 < given <= 1; else raises an `InputError`."""
-    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given <= 1:
+    """Returns `given`, of any real type, as Python's if 0 < given <= 1; else raises an `InputError`."""
+    if not _is_real(given) or not 0 < given <= 1:
         raise error(name, given, "a number in (0, 1]")
-    return given
+    return _python(given)
+
+
+def _is_real(given: Any) -> bool:
+    return isinstance(given, numbers.Real) and not isinstance(given, bool)
+
+
+def _python(given: Any) -> int | float:
+    """Returns a real number as Python's: NumPy's have a dtype, and would promote what they meet."""
+    return int(given) if isinstance(given, numbers.Integral) else float(given)

@@ -64,8 +64,8 @@ NEGLIGIBLE = 2.0**-16
 WHILE = 8
 """Messages within which a row of a basis must be worth its bytes."""
 
-LOWEST_LEVEL = -10.0
-"""Octaves below the largest deviation beyond which no level of the error is looked for: sums must be told apart."""
+LOWEST_LEVEL = 2.0**-20
+"""Share of the largest variance below which no error is looked for: there the finest step ends."""
 
 WEAK = 0.02
 """Share of the strongest group's energy at which a group counts half in a sample's spread."""
@@ -241,8 +241,7 @@ def nsc_rd(
     check.count("max_features", max_features, 1)
     check.count("mean_bits", mean_bits, 0)
     check.one_of("places", places, PLACES)
-    check.fraction("energy", energy)
-    check.at_least("weight", weight, 0)
+    energy, weight = check.fraction("energy", energy), check.at_least("weight", weight, 0)
 
     def empty(spec: jax.ShapeDtypeStruct | Array) -> Coded:
         _, s, c = three_axes(spec.shape, places)
@@ -487,30 +486,25 @@ def _filled(coefficients_kjb: Array, whole: Array, num_bytes: Array, energy: flo
         num_bytes: float32.
         energy: share of the tensor's energy that is enough, in (0, 1].
     """
-    variance, samples = _variances(coefficients_kjb), coefficients_kjb.shape[-1]
-    peak = jnp.max(variance)
-    peak = jnp.where(peak > 0, peak, 1.0)
-    unit, whole = variance / peak, whole / peak / samples
-    octaves = jnp.log2(unit) / 2
-    most_bits = 8 * num_bytes / samples
+    variance, samples = -jnp.sort(-_variances(coefficients_kjb).reshape(-1)), coefficients_kjb.shape[-1]
+    peak = jnp.where(variance[0] > 0, variance[0], 1.0)
+    unit, whole, most_bits = variance / peak, whole / peak / samples, 8 * num_bytes / samples
+    octaves = jnp.log2(jnp.maximum(unit, LOWEST_LEVEL))
+    outside = jnp.maximum(whole - jnp.sum(unit), 0.0)
 
-    def bits(level: Array) -> Array:
-        return jnp.sum(jnp.maximum(octaves - level, 0.0))
+    def level_by(levels: Array) -> Array:
+        """Returns the level, given what it is if the first n groups are above it: that of the last that is."""
+        num = jnp.sum(unit >= levels)
+        return jnp.clip(jnp.where(num > 0, levels[num - 1], 1.0), LOWEST_LEVEL, 1.0)
 
-    def lost(level: Array) -> Array:
-        return jnp.maximum(whole - jnp.sum(unit), 0.0) + jnp.sum(jnp.minimum(unit, jnp.exp2(2 * level)))
-
-    def halve(_, carry):
-        low, high = carry
-        middle = (low + high) / 2
-        fits = bits(middle) <= most_bits
-        if energy < 1:
-            fits &= lost(middle) >= (1 - energy) * whole
-        return jnp.where(fits, low, middle), jnp.where(fits, middle, high)
-
-    _, high = jax.lax.fori_loop(0, 20, halve, (jnp.float32(LOWEST_LEVEL), jnp.float32(0.0)))
-    share = lost(high) / jnp.maximum(whole, jnp.finfo(jnp.float32).tiny)
-    return Filled(jnp.exp2(2 * high) * peak, share, samples * bits(high) / 8)
+    num = jnp.arange(1, unit.size + 1, dtype=jnp.float32)
+    level = level_by(jnp.exp2((jnp.cumsum(octaves) - 2 * most_bits) / num))
+    if energy < 1:
+        beyond = jnp.sum(unit) - jnp.cumsum(unit)
+        level = jnp.maximum(level, level_by(((1 - energy) * whole - outside - beyond) / num))
+    lost = outside + jnp.sum(jnp.minimum(unit, level))
+    bits = jnp.sum(jnp.maximum(octaves - jnp.log2(level), 0.0)) / 2
+    return Filled(level * peak, lost / jnp.maximum(whole, jnp.finfo(jnp.float32).tiny), samples * bits / 8)
 
 
 def _worth(coefficients_kjb: Array, level: Array) -> Array:

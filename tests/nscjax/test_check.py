@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 
 from nscjax import check
@@ -52,6 +53,15 @@ def test_at_least_refuses_what_is_less_or_no_number(given):
     with pytest.raises(check.InputError) as caught:
         check.at_least("ratio", given, 1)
     assert str(caught.value) == f"ratio is {given!r}; allowed: a number >= 1."
+
+
+@pytest.mark.parametrize("given", [np.float32(1), np.float64(1), np.int64(1)])
+@pytest.mark.parametrize(
+    "checked", [lambda given: check.at_least("weight", given, 0), lambda given: check.fraction("energy", given)]
+)
+def test_numbers_of_numpy_are_numbers(checked, given):
+    assert checked(given) == 1
+    assert type(checked(given)) in (int, float)
 
 
 @pytest.mark.parametrize("given", [1e-9, 0.5, 1, 1.0])
