@@ -67,6 +67,9 @@ WHILE = 8
 LOWEST_LEVEL = 2.0**-20
 """Share of the largest variance below which no error is looked for: there the finest step ends."""
 
+DWINDLING = 2.0**-64
+"""Share of a tensor's energy below which a group's is not looked at: float32 has no number for the inverse's square."""
+
 WEAK = 0.02
 """Share of the strongest group's energy at which a group counts half in a sample's spread."""
 
@@ -187,7 +190,8 @@ class SenderState(NamedTuple):
         places: float32 [K + some, S], the warm basis.
         features: float32 [J + some, C].
         missed: float32 scalar, by how much less messages would have lost in the warm basis, the sum of shares of their
-            energy, since a basis last crossed.
+            energy, at least 0, since a basis last crossed. Messages without room for one add nothing, and those without
+            room for as much of one as is held take nothing off.
     """
 
     held: Basis
@@ -487,7 +491,8 @@ def _filled(coefficients_kjb: Array, whole: Array, num_bytes: Array, energy: flo
         energy: share of the tensor's energy that is enough, in (0, 1].
     """
     variance, samples = -jnp.sort(-_variances(coefficients_kjb).reshape(-1)), coefficients_kjb.shape[-1]
-    peak = jnp.where(variance[0] > 0, variance[0], 1.0)
+    peak = jnp.maximum(variance[0], DWINDLING * whole)
+    peak = jnp.where(peak > 0, peak, 1.0)
     unit, whole, most_bits = variance / peak, whole / peak / samples, 8 * num_bytes / samples
     octaves = jnp.log2(jnp.maximum(unit, LOWEST_LEVEL))
     outside = jnp.maximum(whole - jnp.sum(unit), 0.0)
@@ -605,7 +610,7 @@ def _next_basis(
     room = (budget - _least_bytes(template)).astype(jnp.float32)
     in_held, in_first = seen_in(state.held), seen_in(first)
     of_held, of_first = (_filled(seen, whole, room, energy) for seen in (in_held, in_first))
-    is_first_better = of_first.lost < of_held.lost
+    is_first_better = _is_better(of_first, of_held, energy)
     now = _either(is_first_better, of_first, of_held)
     if energy < 1:
         room = now.num_bytes  # it has no use for more
@@ -629,9 +634,9 @@ def _next_basis(
         best = _either(_within_a_while(both) < _within_a_while(best), both, best)
 
     gain = jnp.where(best.moved > 0, now.lost - best.lost, 0.0)
-    # A budget without room for all rows says nothing against them.
-    affords_all = most >= sizes.feature_bytes + jnp.sum(may_send_k, dtype=jnp.int32) * sizes.row_bytes
-    missed = jnp.maximum(state.missed + jnp.where(affords_all, gain, jnp.maximum(gain, 0.0)), 0.0)
+    # A budget without room for as much as the held one says nothing against the warm one.
+    is_fair = most >= _crossed_bytes(sizes, state.held, first)
+    missed = jnp.maximum(state.missed + jnp.where(is_fair, gain, jnp.maximum(gain, 0.0)), 0.0)
     is_due = (gain > 0) & (missed >= PATIENCE * best.price)
 
     newest = _follow(tensor_bsc, state, sizes.row_bytes > 0, key)
@@ -640,6 +645,19 @@ def _next_basis(
     basis = _either(is_first_better & ~is_due, first, held)
     state = newest._replace(held=held, missed=jnp.where(is_due, 0.0, missed))
     return state, basis, jnp.where(is_due, best.moved, 0), codes
+
+
+def _is_better(one: Filled, other: Filled, energy: float) -> Array:
+    """Returns whether less is lost in one basis, as far as it counts, or as much with fewer bytes."""
+    one_lost, other_lost = (jnp.maximum(of.lost, (1 + ROUNDING) * (1 - energy)) for of in (one, other))
+    return (one_lost < other_lost) | ((one_lost == other_lost) & (one.num_bytes < other.num_bytes))
+
+
+def _crossed_bytes(sizes: Sizes, basis: Basis, first: Basis) -> Array:
+    """Returns the bytes of a basis that have crossed, int32."""
+    num_places, num_features = (jnp.sum(jnp.any(rows != 0, axis=1), dtype=jnp.int32) for rows in basis[:2])
+    of_places = jnp.where(jnp.any(basis.places != first.places), num_places * sizes.row_bytes, 0)
+    return jnp.where(basis.version == 0, 0, num_features * sizes.feature_row_bytes + of_places)
 
 
 def _within_a_while(candidate: Candidate) -> Array:

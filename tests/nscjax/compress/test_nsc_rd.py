@@ -140,6 +140,30 @@ def test_an_odd_message_does_not_take_a_basis_away():
     assert not any(int(payload.moved) for payload, _ in messages[8:])
 
 
+def test_no_basis_crosses_that_is_no_better_though_a_budget_affords_few_rows():
+    """What one message lacks in the held basis, another one has."""
+    rows = np.linalg.qr(np.random.default_rng(1).normal(size=(64, 64)))[0][:10]
+    tensors = []
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        x = random.normal(size=(32, 10)) * 2.0 ** (-0.5 * np.arange(10)) @ rows + 0.05 * random.normal(size=(32, 64))
+        tensors.append(jnp.asarray(x, jnp.float32))
+    _, moved = tail_distortion(nsc_rd(), 260, tensors)
+    assert any(moved)
+    assert not any(moved[20:])
+
+
+def test_a_lean_message_does_not_count_against_a_basis_that_it_has_no_room_for():
+    enc, _ = conversation(300, [smooth(seed) for seed in range(6)])[1:]
+    held_bytes = rd._crossed_bytes(
+        rd._sizes_of(SHAPE, 16, 6, "learned"), enc.held, rd._first_basis(rd._empty(smooth(), 16, 6, "learned"))
+    )
+    assert held_bytes == 6 * 3 + 16 * 8
+    enc = enc._replace(missed=jnp.float32(0.01))
+    _, lean = COMPRESS(smooth(9), enc, side(200))  # of which 140 may be a basis
+    assert lean.missed >= enc.missed
+
+
 def test_rows_that_are_not_worth_their_bytes_do_not_cross():
     worth = jnp.zeros((16, 6)).at[:3, :4].set(1.0)
     assert rd._worthy_rows(worth, 0, 8) == 3
@@ -364,6 +388,33 @@ def test_no_more_is_lost_than_the_energy_allows_and_no_less(outside):
     filled = rd._filled(coefficients, whole, jnp.float32(150), energy=0.9)
     np.testing.assert_allclose(filled.lost, max(0.1, rd._filled(coefficients, whole, jnp.float32(150)).lost), rtol=1e-2)
     assert filled.num_bytes <= 150
+
+
+def test_a_small_error_is_reached_in_the_basis_that_needs_fewer_bytes():
+    tensors = [of_few_features((8, 4, 4, 16), 4, seed) for seed in range(24)]
+    compressor = nsc_rd(energy=0.9, mean_bits=0)
+    enc, dec = compressor.init(jax.random.key(0), spec(tensors[0]))
+    send, receive = jax.jit(compressor.compress), jax.jit(compressor.decompress)
+    sent = []
+    for step, x in enumerate(tensors):
+        payload, enc = send(x, enc, side(4_000, step))
+        x_hat, dec = receive(payload, dec, side(4_000, step))
+        assert 0.05 < distortion(x, x_hat) < 0.11
+        sent.append((int(payload.version), int(payload.moved), int(layout.num_bytes(payload))))
+    crossed = next(i for i, (_, moved, _) in enumerate(sent) if moved)
+    assert all(version for version, *_ in sent[crossed:])
+    assert sum(moved > 0 for _, moved, _ in sent) <= 2
+    assert max(length for *_, length in sent[-5:]) < min(length for *_, length in sent[:crossed])
+
+
+def test_features_that_dwindle_leave_numbers():
+    """What is seen of the tensor is so little of it that its share has no inverse in float32."""
+    few = nsc_rd(max_features=3)
+    enc, _ = few.init(jax.random.key(0), spec(smooth()))
+    for tiny in (1e-17, 1e-18, 1e-19, 1e-30):
+        _, after = jax.jit(few.compress)(normal((8, 4, 4, 6)).at[..., :3].multiply(tiny), enc, side(150))
+        assert np.isfinite(after.missed)
+    assert rd._filled(jnp.full((1, 1, 4), 1e-18), jnp.float32(1e4), jnp.float32(9)).lost == 1
 
 
 def test_nothing_is_told_without_bytes():
