@@ -372,10 +372,10 @@ def _announce(
         unused = configs.unused_keys(explicit, way, compression.used_keys(way, direction))
         if unused:
             terminal.say(f"      ignored, for {direction.method} does not use them here: {', '.join(unused)}")
-        followed = [f"compress.{way}.{key}" for key in sorted(compression.followed_keys(way, config.compress))]
-        if followed := [key for key in followed if key in explicit]:
+        followed = {f"compress.{way}.{key}" for key in compression.followed_keys(way, config.compress)} & explicit
+        if followed:
             there = compression.GRADIENTS[way]
-            terminal.say(f"      ignored, for gradients have those of compress.{there}: {', '.join(followed)}")
+            terminal.say(f"      ignored, for gradients have those of compress.{there}: {', '.join(sorted(followed))}")
     if len(settings) == 2:
         idle = [key for way in ("second_up", "second_down") for key in configs.unused_keys(explicit, way, ())]
         if idle:

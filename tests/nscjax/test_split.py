@@ -8,7 +8,7 @@ import pytest
 from nscjax import compress, cut, layout, measure, split, wire
 from nscjax.compress import base, rank
 from tests.nscjax import networks
-from tests.nscjax.tensors import PLENTY, spec
+from tests.nscjax.tensors import PLENTY, Counted, spec
 
 LEARNING_RATE = 0.3
 BATCH_SIZE = 6
@@ -326,15 +326,14 @@ class Counting:
         struct = jax.ShapeDtypeStruct((BATCH_SIZE, 16), jnp.float32)
         halves = [(half, networks.FRESH) for half in params]
         self.parties = split.init_parties(self.duplex, jax.random.key(0), struct, *halves)
-        self.num_traces = 0
 
+        @Counted
         def fused(client, server, batch, side_up, side_down):
-            self.num_traces += 1
             return split.fused_step(
                 self.model, self.duplex, networks.loss_fn, client, server, batch, side_up, side_down
             )
 
-        self.fused = jax.jit(fused)
+        self.counted, self.fused = fused, jax.jit(fused)
 
     def step(self, i, parties, up_bytes=PLENTY, down_bytes=PLENTY):
         ids = jnp.arange(BATCH_SIZE, dtype=jnp.int32)
@@ -412,7 +411,7 @@ def test_what_a_skipped_downlink_owed_is_in_the_residual(counting, warm):
 def test_no_budget_compiles_anew(counting, warm):
     for i, budgets in enumerate([(PLENTY, PLENTY), (0, PLENTY), (PLENTY, 0), (120, 130)]):
         counting.step(i, warm, *budgets)
-    assert counting.num_traces == 1
+    assert counting.counted.num_traces == 1
 
 
 def test_a_step_moves_nothing_between_host_and_device(counting, warm):
