@@ -61,6 +61,8 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
         "fashion_mnist",
         {
             "nsc_rd 150x, 40 learned rows": both(method="nsc_rd", ratio=150, max_rank=40, mean_bits=0),
+            "nsc_rd 150x": both(method="nsc_rd", ratio=150, max_rank=196, mean_bits=0),
+            "nsc_rd 150x up alone": one("up", method="nsc_rd", ratio=150, max_rank=196, mean_bits=0),
         },
     ),
     "feedback": (
@@ -75,13 +77,15 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "rate": (
         "cifar10_bench",
         {
-            f"1024x{name}": both(method="nsc_rd", ratio=1024, max_rank=16, places="slow") | settings
-            for name, settings in {
-                "": {},
-                **{f" weight {weight}": {"compress.up.weight": weight} for weight in (0.01, 0.03)},
-                " energy 0.99": both(energy=0.99),
-                " energy 0.99 weight 0.03": both(energy=0.99) | {"compress.up.weight": 0.03},
-            }.items()
+            f"{at}{f' weight {weight}' if weight else ''}": both(
+                method="nsc_rd", max_rank=16, places="slow", **settings
+            )
+            | ({"compress.up.weight": weight} if weight else {})
+            for at, settings, weights in (
+                ("1024x", {"ratio": 1024}, (0, 0.01, 0.03)),
+                ("energy 0.45, at least 256x", {"ratio": 256, "energy": 0.45}, (0, 0.03)),
+            )
+            for weight in weights
         },
     ),
     "feedback_nsc_rd": (
