@@ -60,7 +60,6 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "fashion_mnist_rows": (
         "fashion_mnist",
         {
-            "nsc_rd 150x, 40 learned rows": both(method="nsc_rd", ratio=150, max_rank=40, mean_bits=0),
             "nsc_rd 150x": both(method="nsc_rd", ratio=150, max_rank=196, mean_bits=0),
             "nsc_rd 150x up alone": one("up", method="nsc_rd", ratio=150, max_rank=196, mean_bits=0),
         },
