@@ -82,7 +82,7 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
             | ({"compress.up.weight": weight} if weight else {})
             for at, settings, weights in (
                 ("1024x", {"ratio": 1024}, (0, 0.01, 0.03)),
-                ("energy 0.45, at least 256x", {"ratio": 256, "energy": 0.45}, (0, 0.03)),
+                ("energy 0.8, at least 256x", {"ratio": 256, "energy": 0.8}, (0, 0.03)),
             )
             for weight in weights
         },

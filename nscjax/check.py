@@ -6,6 +6,7 @@ stderr and exit code 2.
 """
 
 import difflib
+import math
 import numbers
 from collections.abc import Iterable
 from typing import Any
@@ -44,9 +45,9 @@ def one_of(name: str, given: Any, choices: Iterable[Any]) -> Any:
 
 
 def at_least(name: str, given: Any, least: Any) -> Any:
-    """Returns `given`, of any real type, as Python's if it is >= `least`; else raises an `InputError`."""
-    if not _is_real(given) or not given >= least:
-        raise error(name, given, f"a number >= {least}")
+    """Returns `given`, of any real type, as Python's if it is finite and >= `least`; else raises an `InputError`."""
+    if not _is_real(given) or not least <= given < math.inf:
+        raise error(name, given, f"a finite number >= {least}")
     return _python(given)
 
 

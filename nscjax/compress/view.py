@@ -37,6 +37,8 @@ def names(shape: Shape) -> tuple[str, ...]:
     """Returns the views that a cut tensor of `shape` has; raises an `InputError` where it has none."""
     if len(shape) not in VIEWS:
         raise check.error("cut tensor's shape", tuple(shape), "2 axes (BD), 3 axes (BTD) or 4 axes (BHWC)")
+    if 0 in shape:
+        raise check.error("cut tensor's shape", tuple(shape), "axes of at least 1")
     return VIEWS[len(shape)]
 
 
@@ -49,11 +51,12 @@ def resolve(view: str, shape: Shape) -> str:
     at the cut: it has to be asked for. All else has the view with the smallest component, m + n numbers, of which any
     budget affords the most. `nscjax.compress.calibrate` measures the loss of a message instead.
     """
+    known = names(shape)
     if view != "auto":
-        return check.one_of("view", view, (*names(shape), "auto"))
+        return check.one_of("view", view, (*known, "auto"))
     if len(shape) == 4 and shape[1] * shape[2] >= shape[3]:
         return "BC,HW"
-    whole = (name for name in names(shape) if name != SLOW)
+    whole = (name for name in known if name != SLOW)
     return min(whole, key=lambda name: sum(matrix_shape(name, shape)))
 
 

@@ -43,16 +43,16 @@ def test_one_of_takes_choices_that_are_not_text():
     assert str(caught.value) == "factor_bits is 5; allowed: 4, 8, 16."
 
 
-@pytest.mark.parametrize("given", [1, 1.0, 7, math.inf])
+@pytest.mark.parametrize("given", [1, 1.0, 7])
 def test_at_least_returns_what_is_enough(given):
     assert check.at_least("ratio", given, 1) == given
 
 
-@pytest.mark.parametrize("given", [0, 0.999, -math.inf, math.nan, True, "2", None])
-def test_at_least_refuses_what_is_less_or_no_number(given):
+@pytest.mark.parametrize("given", [0, 0.999, math.inf, -math.inf, math.nan, True, "2", None])
+def test_at_least_refuses_what_is_less_or_no_finite_number(given):
     with pytest.raises(check.InputError) as caught:
         check.at_least("ratio", given, 1)
-    assert str(caught.value) == f"ratio is {given!r}; allowed: a number >= 1."
+    assert str(caught.value) == f"ratio is {given!r}; allowed: a finite number >= 1."
 
 
 @pytest.mark.parametrize("given", [np.float32(1), np.float64(1), np.int64(1)])

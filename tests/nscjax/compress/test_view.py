@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nscjax import check
+from nscjax import check, compress
 from nscjax.compress import view
 from tests.nscjax.tensors import normal, spec
 
@@ -91,3 +91,9 @@ def test_a_tensor_without_views_is_refused(shape):
         view.resolve("auto", shape)
     allowed = "2 axes (BD), 3 axes (BTD) or 4 axes (BHWC)"
     assert str(caught.value) == f"cut tensor's shape is {shape}; allowed: {allowed}."
+
+
+@pytest.mark.parametrize("build", [compress.nsc_sl, compress.nsc_rd])
+def test_a_tensor_without_entries_is_refused(build):
+    with pytest.raises(check.InputError, match=r"shape is \(4, 0, 4, 8\); allowed: axes of at least 1"):
+        build().init(jax.random.key(0), jax.ShapeDtypeStruct((4, 0, 4, 8), jnp.float32))
