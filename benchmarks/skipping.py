@@ -15,7 +15,7 @@ from unittest import mock
 import jax.numpy as jnp
 from accuracy_vs_bytes import EVAL_EVERY, cut_shape, overrides
 from record import write
-from runs import KEPT, ROOT, words_of
+from runs import KEPT, ROOT, cell, words_of
 
 from nscjax.types import Array
 from train import config as configs
@@ -60,9 +60,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2, help="seeds 0 to N-1")
     options = parser.parse_args()
     seeds = range(options.seeds)
-    found = [trained(options.config, options.ratio, options.every, seed, options.data_dir) for seed in seeds]
-    write("skipping", {"config": options.config, "ratio": options.ratio, "every": options.every, "runs": found},
-          seeds=list(seeds))  # fmt: skip
+    found = {seed: trained(options.config, options.ratio, options.every, seed, options.data_dir) for seed in seeds}
+    name = f"{options.ratio}x, a gradient in every {options.every} steps"
+    write("skipping", {"config": options.config, "cells": {name: cell(found)}}, seeds=list(seeds))
 
 
 if __name__ == "__main__":
