@@ -212,7 +212,7 @@ def nsc_rd(
     """Returns the NSC-RD compressor.
 
     No residual goes from message to message: measured at 1024x (`docs/results.md`), feedback across steps costs the
-    uplink five points of accuracy and brings the downlink nothing. `error_feedback` and `delta` wrap it all the same.
+    uplink six points of accuracy and brings the downlink nothing. `error_feedback` and `delta` wrap it all the same.
 
     Args:
         max_rank: the most rows K of the basis along places, >= 1; clipped to them. Vectors have one place.
