@@ -99,7 +99,7 @@ def delta(compressor: Compressor, num_samples: int) -> Compressor:
 
     Source: Wang et al. 2022, AQ-SGD, arXiv 2206.01299, without its uncompressed first epoch.
     """
-    check.at_least("num_samples", num_samples, 1)
+    check.count("num_samples", num_samples, 1)
 
     def held(cache, side):
         if side.sample_ids is None:

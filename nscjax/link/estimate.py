@@ -63,7 +63,7 @@ def harmonic(*, window: int = 5, min_seconds: float = MIN_SECONDS) -> Estimator:
     Source: Jiang, Sekar and Zhang, "Improving Fairness, Efficiency, and Stability in HTTP-based Adaptive
     Video Streaming with FESTIVE", CoNEXT 2012.
     """
-    check.at_least("window", window, 1)
+    check.count("window", window, 1)
 
     def keep(rate: Array) -> Array:
         return jnp.full(int(window), rate)

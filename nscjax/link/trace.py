@@ -133,7 +133,7 @@ def lte_like(seed: int, duration_s: float = 600.0) -> Trace:
     Source: own; outages and correlation as in the LTE drive traces of Winstein et al., "Stochastic Forecasts
     Achieve High Throughput and Low Delay over Cellular Networks", NSDI 2013.
     """
-    check.at_least("seed", seed, 0)
+    check.count("seed", seed, 0)
     step_s = 0.1
     if not step_s <= duration_s <= MAX_ROWS * step_s:
         raise check.error("duration_s", duration_s, f"a number from {step_s} to {MAX_ROWS * step_s:g}")

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from nscjax.check import at_least, count, error, one_of
+from nscjax.check import count, error, one_of
 from nscjax.models import stages as _stages
 from nscjax.models.bottleneck import bottlenet
 from nscjax.models.cnn import cnn
@@ -157,8 +157,8 @@ def init(
 def _make_stages(name: str, width: int, num_classes: int, norm: str, dtype: DTypeLike) -> Stages:
     """Returns the stages of the whole network, having checked what they are made from."""
     make = MODELS[one_of("name", name, MODELS)]
-    at_least("width", width, 1)
-    at_least("num_classes", num_classes, 1)
+    count("width", width, 1)
+    count("num_classes", num_classes, 1)
     return make(width=width, num_classes=num_classes, norm=one_of("norm", norm, NORMS), dtype=dtype)
 
 

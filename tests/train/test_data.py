@@ -134,7 +134,7 @@ def test_digits_are_not_flipped():
         (Settings("image_folder"), r"data.dir is None; allowed: the folder that holds train/ and test/"),
         (Settings("digits", num_train=1438), "data.num_train is 1438; allowed: at most 1437, the images there are"),
         (Settings("digits", num_test=361), "data.num_test is 361; allowed: at most 360, the images there are"),
-        (Settings("digits", num_train=0), "data.num_train is 0; allowed: a number >= 1"),
+        (Settings("digits", num_train=0), "data.num_train is 0; allowed: a whole number >= 1"),
     ],
 )
 def test_bad_settings_are_named(settings, message):

@@ -87,9 +87,9 @@ def test_bad_npy_files_are_named(tmp_path):
     ("changed", "message"),
     [
         ({"batch_size": 23}, "batch_size is 23; allowed: at most 22, the training images there are"),
-        ({"batch_size": 0}, "batch_size is 0; allowed: a number >= 1"),
-        ({"start_step": -1}, "start_step is -1; allowed: a number >= 0"),
-        ({"num_steps": -1}, "num_steps is -1; allowed: a number >= 0"),
+        ({"batch_size": 0}, "batch_size is 0; allowed: a whole number >= 1"),
+        ({"start_step": -1}, "start_step is -1; allowed: a whole number >= 0"),
+        ({"num_steps": -1}, "num_steps is -1; allowed: a whole number >= 0"),
         ({"y": _Y[:20]}, "the number of labels in y is 20; allowed: 22, one for each image"),
         ({"x": _X.astype(np.float32)}, "the dtype of x is 'float32'; allowed: uint8"),
     ],

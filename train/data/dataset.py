@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from nscjax.check import at_least, error, one_of
+from nscjax.check import count, error, one_of
 from train.data.checks import check_classes, check_images, check_labels
 from train.data.cifar import FOLDERS, read_cifar
 from train.data.download import SOURCES, find
@@ -172,7 +172,7 @@ def _take(x: Any, y: np.ndarray, number: int | None, key: str) -> tuple[np.ndarr
 
 def _chosen(num_images: int, number: int, key: str) -> np.ndarray:
     """Returns the places of `number` images: the first so many of a fixed seeded permutation."""
-    at_least(key, number, 1)
+    count(key, number, 1)
     if number > num_images:
         raise error(key, number, f"at most {num_images}, the images there are")
     # This generator's stream is the same in every version of numpy.

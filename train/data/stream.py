@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nscjax.check import InputError, at_least, error
+from nscjax.check import InputError, count, error
 from train.data.batches import epoch_key, epoch_order
 from train.data.checks import check_images, check_label_shape
 from train.data.formats import reading
@@ -63,10 +63,10 @@ def batches(
     Raises:
         InputError: sizes that do not fit, or grain is not installed. While iterating: a broken image.
     """
-    at_least("batch_size", batch_size, 1)
-    at_least("start_step", start_step, 0)
-    at_least("num_steps", num_steps, 0)
-    at_least("num_threads", num_threads, 1)
+    count("batch_size", batch_size, 1)
+    count("start_step", start_step, 0)
+    count("num_steps", num_steps, 0)
+    count("num_threads", num_threads, 1)
     if batch_size > len(x):
         raise error("batch_size", batch_size, f"at most {len(x)}, the training images there are")
     check_images("x", x.shape, x.dtype)

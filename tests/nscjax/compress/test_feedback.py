@@ -159,7 +159,7 @@ def test_delta_without_sample_ids_is_refused():
 
 
 def test_delta_of_no_samples_is_refused():
-    with pytest.raises(check.InputError, match="num_samples is 0; allowed: a finite number >= 1"):
+    with pytest.raises(check.InputError, match="num_samples is 0; allowed: a whole number >= 1"):
         compress.delta(COARSE, 0)
 
 

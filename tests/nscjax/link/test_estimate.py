@@ -184,7 +184,7 @@ def test_budget_just_arrives_within_the_deadline(mbit_per_s, deadline_s, latency
     [
         (lambda: link.ewma(fast=0.0), r"fast is 0.0; allowed: a number in \(0, 1\]"),
         (lambda: link.ewma(slow=2.0), r"slow is 2.0; allowed: a number in \(0, 1\]"),
-        (lambda: link.harmonic(window=0), "window is 0; allowed: a finite number >= 1"),
+        (lambda: link.harmonic(window=0), "window is 0; allowed: a whole number >= 1"),
         (lambda: link.quantile(miss=1.5), r"miss is 1.5; allowed: a number in \(0, 1\]"),
         (lambda: link.quantile(gain=0.0), r"gain is 0.0; allowed: a number in \(0, 1\]"),
         (lambda: link.ewma(min_seconds=0.0), "min_seconds is 0.0; allowed: a finite number >= 1e-09"),

@@ -161,7 +161,7 @@ def test_lte_like_repeats_by_seed_and_differs_between_seeds():
 
 
 def test_lte_like_refuses_what_is_out_of_range():
-    with pytest.raises(InputError, match="seed is -1; allowed: a finite number >= 0"):
+    with pytest.raises(InputError, match="seed is -1; allowed: a whole number >= 0"):
         link.lte_like(-1)
     with pytest.raises(InputError, match=r"duration_s is 0.0; allowed: a number from 0.1 to 100000"):
         link.lte_like(0, duration_s=0.0)

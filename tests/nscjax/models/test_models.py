@@ -187,8 +187,8 @@ def test_bfloat16_logits_are_near_those_of_float32(x):
         ),
         ({"cut": "head"}, "cut is 'head'; allowed: 'stem', 'stage1', 'stage2', 'stage3', 'pool'."),
         ({"norm": "layer"}, "norm is 'layer'; allowed: 'batch', 'group'."),
-        ({"width": 0}, "width is 0; allowed: a finite number >= 1."),
-        ({"num_classes": 0}, "num_classes is 0; allowed: a finite number >= 1."),
+        ({"width": 0}, "width is 0; allowed: a whole number >= 1."),
+        ({"num_classes": 0}, "num_classes is 0; allowed: a whole number >= 1."),
     ],
 )
 def test_errors_name_what_is_allowed(change, message):
