@@ -82,10 +82,8 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
             | ({"compress.up.weight": weight} if weight else {})
             for at, settings, weights in (
                 ("1024x", {"ratio": 1024}, (0, 0.01, 0.03)),
-                *(
-                    (f"energy {energy}, at least 256x", {"ratio": 256, "energy": energy}, (0, 0.03))
-                    for energy in (0.8, 0.92)
-                ),
+                ("energy 0.8, at least 256x", {"ratio": 256, "energy": 0.8}, (0, 0.03)),
+                ("energy 0.92, at least 256x", {"ratio": 256, "energy": 0.92}, (0, 0.03)),
             )
             for weight in weights
         },

@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import runs
 import scipy.linalg  # noqa: F401  # loads LAPACK, so that its threads can be limited
 from accuracy_vs_bytes import cut_shape, overrides
 from record import write
 from rich.progress import track
-from runs import ROOT, words_of
 from threadpoolctl import threadpool_limits
 
 from train import config as configs
@@ -39,8 +39,9 @@ AFTER = 10
 
 def config_of(name: str, method: str, ratio: int, data_dir: str | None) -> configs.Config:
     """Returns the config of the grid's cell of a method and a ratio."""
-    values = overrides(method, ratio, cut_shape(name)) | ({"data.dir": data_dir} if data_dir else {})
-    return configs.load(["--config", str(ROOT / "configs" / f"{name}.toml"), *words_of(values)]).config
+    return runs.config_of(
+        name, overrides(method, ratio, cut_shape(name)) | ({"data.dir": data_dir} if data_dir else {})
+    )
 
 
 def outages(config: configs.Config, steps: int) -> dict[str, dict[str, float]]:

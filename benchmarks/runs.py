@@ -117,6 +117,11 @@ def made_by() -> dict[str, Any]:
     }
 
 
+def config_of(name: str, values: dict[str, Any]) -> configs.Config:
+    """Returns the config of a file in `configs/`, with overrides, as the program reads it."""
+    return configs.load(["--config", str(ROOT / "configs" / f"{name}.toml"), *words_of(values)]).config
+
+
 def words_of(values: dict[str, Any]) -> list[str]:
     """Returns overrides as the command line takes them."""
 

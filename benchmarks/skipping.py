@@ -15,10 +15,9 @@ from unittest import mock
 import jax.numpy as jnp
 from accuracy_vs_bytes import EVAL_EVERY, cut_shape, overrides
 from record import write
-from runs import KEPT, ROOT, cell, words_of
+from runs import KEPT, cell, config_of
 
 from nscjax.types import Array
-from train import config as configs
 from train import data, loop
 from train import state as states
 from train import step as train_step
@@ -44,10 +43,10 @@ def trained(name: str, ratio: int, every: int, seed: int, data_dir: str | None) 
     values |= {"compress.down.ratio": ratio / every, "seed": seed, "train.eval_every": EVAL_EVERY}
     with tempfile.TemporaryDirectory() as folder:
         values |= {"run_dir": folder} | ({"data.dir": data_dir} if data_dir else {})
-        config = configs.load(["--config", str(ROOT / "configs" / f"{name}.toml"), *words_of(values)]).config
+        config = config_of(name, values)
         with mock.patch.object(train_step, "train_step", skipping(every)):
             summary = loop.fit(config, data.load(config.data)).summary
-    return {key: summary[key] for key in KEPT if key in summary}
+    return {key: summary[key] for key in KEPT}
 
 
 def main() -> None:
